@@ -1,0 +1,59 @@
+"""Where things are kept: pure functions from ids and dates to keys.
+
+Keys are made of ids only. An id that is not already safe is replaced by its hash, so that whatever the source sends,
+no key leaves its folder, no two ids share one key, and no name or address of a person is ever part of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from datetime import datetime, timezone
+
+MANIFEST_NAME = "manifest.json"
+"""Name of the manifest within its recording's folder."""
+
+_SAFE_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
+_KEY = re.compile(r"[a-z0-9][a-z0-9/_.=-]{0,899}")
+_HASHED = "sha256-"
+
+
+def safe_id(value: str) -> str:
+    """Return the id itself where it can be part of a key, and its hash where it cannot.
+
+    Different ids always give different results: the hashed form is itself never taken as it stands.
+
+    :param value: any string, lone surrogates included.
+    """
+    if _SAFE_ID.fullmatch(value) and not value.startswith(_HASHED):
+        return value
+    return _HASHED + hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def recording_folder(created_at: datetime, recording_id: str) -> str:
+    """Return the folder of one recording, relative to the archive.
+
+    :param created_at: the recording's own creation time, with its time zone.
+    :param recording_id: the recording's id.
+    :raises ValueError: when ``created_at`` has no time zone, because its UTC day is then unknown.
+    """
+    if created_at.utcoffset() is None:
+        raise ValueError("created_at needs a time zone")
+    return f"dt={created_at.astimezone(timezone.utc).date().isoformat()}/recording={safe_id(recording_id)}"
+
+
+def part_stem(participant_id: int, artifact_id: str, part_id: str) -> str:
+    """Return the key of one part without its extension, relative to its recording's folder.
+
+    The extension follows from what the bytes turn out to be, see :mod:`include.archive.audio`.
+
+    :param participant_id: the participant's id, unique within the recording only.
+    :param artifact_id: the id of the separate-audio artifact.
+    :param part_id: the part's id, unique within the artifact only.
+    """
+    return f"participant={safe_id(str(participant_id))}/{safe_id(artifact_id)}/{safe_id(part_id)}"
+
+
+def is_key(key: str) -> bool:
+    """Tell whether a string may name an object: lower-case, bounded, and without empty or dotted path segments."""
+    return _KEY.fullmatch(key) is not None and all(segment.strip(".") for segment in key.split("/"))

@@ -1,0 +1,159 @@
+"""What every store promises, wherever it keeps its objects.
+
+- An object is visible under its key only whole: never while it is being written, never after a failed write.
+- A key is written once. Nothing here replaces an object.
+- Memory does not grow with the size of an object.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from include.archive.errors import IntegrityError
+from include.archive.layout import is_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from types import TracebackType
+
+READ_CHUNK = 1024 * 1024
+"""Bytes per chunk that :meth:`Store.read` yields."""
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """What a store tells about one object.
+
+    :param key: key relative to the archive.
+    :param size: bytes.
+    :param metadata: the small notes stored with the object, keys in lower case. Empty in listings.
+    :param etag: the store's own version mark; says nothing about the bytes.
+    :param checksums: checksums of the whole object that the store itself computed: algorithm to lower-case hex.
+    """
+
+    key: str
+    size: int
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    etag: str | None = None
+    checksums: Mapping[str, str] = field(default_factory=dict)
+
+
+class Writer(Protocol):
+    """One object being written. As a context manager it aborts unless it was committed."""
+
+    @property
+    def crc32(self) -> int:
+        """CRC-32 of everything written so far."""
+        ...
+
+    def write(self, data: memoryview) -> None:
+        """Append bytes; the memory behind ``data`` may be reused as soon as this returns.
+
+        :raises UploadLostError: when somebody cleaned up the unfinished object.
+        :raises StorageError: when the store refuses.
+        """
+        ...
+
+    def commit(self, metadata: Mapping[str, str]) -> ObjectInfo:
+        """Make the object visible under its key, if the key is still free.
+
+        :param metadata: notes that only the end could tell, kept where the store can still take them.
+        :raises AlreadyExistsError: when the key is taken.
+        :raises IntegrityError: when another number of bytes was written than announced.
+        :raises UploadLostError: when somebody cleaned up the unfinished object.
+        :raises StorageError: when the store refuses.
+        """
+        ...
+
+    def abort(self) -> None:
+        """Leave nothing behind. Does nothing after a commit, and never raises for a store's refusal."""
+        ...
+
+    def withdraw(self) -> None:
+        """Take back the object that this writer has just committed and that turned out damaged."""
+        ...
+
+    def __enter__(self) -> Writer: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Store(Protocol):
+    """Objects under keys. Keys are those of :mod:`include.archive.layout`; others raise ValueError."""
+
+    def stat(self, key: str) -> ObjectInfo | None:
+        """Describe one object with its metadata and checksums; None when there is none."""
+        ...
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Yield every object whose key begins with ``prefix``, in key order, unfinished ones never."""
+        ...
+
+    def folders(self, folder: str = "") -> Iterator[str]:
+        """Yield the keys of the folders directly below ``folder``, in order."""
+        ...
+
+    def read(self, key: str) -> Iterator[bytes]:
+        """Yield the object's bytes in chunks of at most 1 MiB.
+
+        :raises ObjectMissingError: when there is no such object.
+        """
+        ...
+
+    def write(
+        self, key: str, *, media_type: str, size: int | None = None, metadata: Mapping[str, str] | None = None
+    ) -> Writer:
+        """Begin a new object.
+
+        :param key: where it will be.
+        :param media_type: what the bytes are.
+        :param size: how many bytes will follow, where that is known.
+        :param metadata: what is known at the start; the commit may add to it.
+        """
+        ...
+
+    def put_if_absent(self, key: str, data: bytes, media_type: str) -> bool:
+        """Store a small object in one step; False when the key is taken."""
+        ...
+
+    def abort_stale(self, stem: str) -> int:
+        """Remove unfinished objects that earlier tries left for keys ``<stem>.<extension>``.
+
+        :return: how many were removed.
+        """
+        ...
+
+    def uri(self, key: str) -> str:
+        """Return the address of an object or folder."""
+        ...
+
+    def browse_url(self, key: str) -> str | None:
+        """Return a link that shows an object or folder to a person; None where there is no such page."""
+        ...
+
+
+def checked_key(key: str) -> str:
+    """Return the key, or refuse it.
+
+    :raises ValueError: when it is not of the form that :mod:`include.archive.layout` makes.
+    """
+    if not is_key(key):
+        raise ValueError(f"not a key of this archive: {key[:120]!a}")
+    return key
+
+
+def check_size(key: str, announced: int | None, written: int) -> None:
+    """Refuse an object that is not as long as it was announced to be.
+
+    :raises IntegrityError: when the two differ.
+    """
+    if announced is not None and announced != written:
+        raise IntegrityError(f"{key}: {written} bytes were written where {announced} were announced")
+
+
+def is_of_stem(key: str, stem: str) -> bool:
+    """Tell whether a key is the stem with one extension, and not of another stem that begins alike."""
+    return key.startswith(stem + ".") and key[len(stem) + 1 :].isalnum()

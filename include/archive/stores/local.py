@@ -1,0 +1,356 @@
+"""The archive in a local folder."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import secrets
+import stat
+import zlib
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from include.archive.errors import (
+    AlreadyExistsError,
+    ArchiveError,
+    ObjectMissingError,
+    StorageDeniedError,
+    StorageError,
+    StorageFullError,
+    StorageUnavailableError,
+    UploadLostError,
+)
+from include.archive.layout import is_key
+from include.archive.stores.base import READ_CHUNK, ObjectInfo, check_size, checked_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from types import TracebackType
+
+log = logging.getLogger(__name__)
+
+_TEMP = ".tmp-"
+_ATTRIBUTE = "user.recall."
+_FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENOTDIR, errno.EISDIR})
+_NO_ATTRIBUTES = frozenset({errno.ENOTSUP, errno.ENOSPC, errno.E2BIG, errno.ERANGE, errno.EPERM, errno.EINVAL})
+_ABSENT = frozenset({errno.ENOENT, errno.ENAMETOOLONG})
+
+
+class LocalStore:
+    """Objects as files below one folder, which is created when the first object is.
+
+    Below the root no symbolic link is ever followed. A file is written under a temporary name that nobody else can
+    read, then linked to its own: a link, unlike a rename, never replaces anything. Notes are kept as extended
+    attributes where the file system has them, and are left out where it does not.
+
+    :param root: absolute path of the folder.
+    """
+
+    def __init__(self, *, root: str | os.PathLike[str]) -> None:
+        self._root = Path(root)
+
+    def stat(self, key: str) -> ObjectInfo | None:
+        """See :meth:`include.archive.stores.base.Store.stat`."""
+        with _errors(key), self._file(checked_key(key)) as file:
+            return None if file is None else _info(key, file)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """See :meth:`include.archive.stores.base.Store.list`."""
+        folder, _, start = prefix.rpartition("/")
+        yield from self._walk(folder, start)
+
+    def folders(self, folder: str = "") -> Iterator[str]:
+        """See :meth:`include.archive.stores.base.Store.folders`."""
+        for name, is_folder in self._entries(folder):
+            if is_folder:
+                yield _join(folder, name)
+
+    def read(self, key: str) -> Iterator[bytes]:
+        """See :meth:`include.archive.stores.base.Store.read`."""
+        with _errors(key), self._file(checked_key(key)) as file:
+            if file is None:
+                raise ObjectMissingError(f"{self.uri(key)}: no such object")
+            while chunk := os.read(file, READ_CHUNK):
+                yield chunk
+
+    def write(
+        self, key: str, *, media_type: str, size: int | None = None, metadata: Mapping[str, str] | None = None
+    ) -> LocalWriter:
+        """See :meth:`include.archive.stores.base.Store.write`."""
+        folder, _, name = checked_key(key).rpartition("/")
+        notes = {"media-type": media_type, **(metadata or {})}
+        with _errors(key):
+            folder_fd = self._open_folder(folder, create=True)
+            try:
+                return LocalWriter(key=key, name=name, folder_fd=folder_fd, size=size, metadata=notes)
+            except BaseException:
+                os.close(folder_fd)
+                raise
+
+    def put_if_absent(self, key: str, data: bytes, media_type: str) -> bool:
+        """See :meth:`include.archive.stores.base.Store.put_if_absent`."""
+        try:
+            with self.write(key, media_type=media_type, size=len(data)) as writer:
+                writer.write(memoryview(data))
+                writer.commit({})
+        except AlreadyExistsError:
+            return False
+        return True
+
+    def abort_stale(self, stem: str) -> int:
+        """See :meth:`include.archive.stores.base.Store.abort_stale`."""
+        folder, _, name = checked_key(stem).rpartition("/")
+        removed = 0
+        with _errors(stem):
+            try:
+                folder_fd = self._open_folder(folder)
+            except FileNotFoundError:
+                return 0
+            try:
+                for entry in os.listdir(folder_fd):
+                    if entry.startswith(f"{_TEMP}{name}."):
+                        with suppress(FileNotFoundError):
+                            os.unlink(entry, dir_fd=folder_fd)
+                            removed += 1
+            finally:
+                os.close(folder_fd)
+        return removed
+
+    def uri(self, key: str) -> str:
+        """See :meth:`include.archive.stores.base.Store.uri`."""
+        return (self._root / key).as_uri()
+
+    def browse_url(self, key: str) -> str | None:
+        """See :meth:`include.archive.stores.base.Store.browse_url`."""
+        return self.uri(key)
+
+    def _open_folder(self, folder: str, *, create: bool = False) -> int:
+        """Open a folder below the root one name at a time, so that no link on the way is followed."""
+        if create:
+            self._root.mkdir(mode=0o755, parents=True, exist_ok=True)
+        # The root itself is the deployment's own choice and may be a link.
+        current = os.open(self._root, _FOLDER_FLAGS & ~os.O_NOFOLLOW)
+        try:
+            for name in PurePosixPath(folder).parts:
+                if create:
+                    with suppress(FileExistsError):
+                        os.mkdir(name, 0o755, dir_fd=current)
+                        os.fsync(current)
+                below = os.open(name, _FOLDER_FLAGS, dir_fd=current)
+                os.close(current)
+                current = below
+        except BaseException:
+            os.close(current)
+            raise
+        return current
+
+    @contextmanager
+    def _file(self, key: str) -> Iterator[int | None]:
+        """Open an object for reading; None when there is none."""
+        folder, _, name = key.rpartition("/")
+        try:
+            folder_fd = self._open_folder(folder)
+        except OSError as error:
+            if error.errno in _ABSENT:
+                yield None
+                return
+            raise
+        try:
+            file = os.open(name, _FILE_FLAGS, dir_fd=folder_fd)
+        except OSError as error:
+            if error.errno not in _ABSENT:
+                raise
+            file = None
+        finally:
+            os.close(folder_fd)
+        if file is None:
+            yield None
+            return
+        try:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                raise StorageDeniedError(f"{self.uri(key)} is not a plain file", code="storage_denied")
+            yield file
+        finally:
+            os.close(file)
+
+    def _entries(self, folder: str) -> Sequence[tuple[str, bool]]:
+        """Return the names in a folder that the layout could have made, in key order, and which are folders."""
+        with _errors(folder):
+            try:
+                folder_fd = self._open_folder(folder)
+            except FileNotFoundError:
+                return []
+            try:
+                with os.scandir(folder_fd) as entries:
+                    found = [
+                        (entry.name, entry.is_dir(follow_symlinks=False))
+                        for entry in entries
+                        if is_key(_join(folder, entry.name)) and not entry.is_symlink()
+                    ]
+            finally:
+                os.close(folder_fd)
+        return sorted(found, key=lambda each: each[0] + "/" * each[1])
+
+    def _walk(self, folder: str, start: str = "") -> Iterator[ObjectInfo]:
+        for name, is_folder in self._entries(folder):
+            if not name.startswith(start):
+                continue
+            key = _join(folder, name)
+            if is_folder:
+                yield from self._walk(key)
+            else:
+                with _errors(key), self._file(key) as file:
+                    info = None if file is None else ObjectInfo(key=key, size=os.fstat(file).st_size)
+                if info is not None:
+                    yield info
+
+
+class LocalWriter:
+    """One file being written, see :class:`include.archive.stores.base.Writer`.
+
+    :param folder_fd: the target folder, open; the writer closes it.
+    """
+
+    def __init__(self, *, key: str, name: str, folder_fd: int, size: int | None, metadata: Mapping[str, str]) -> None:
+        self._key = key
+        self._name = name
+        self._size = size
+        self._metadata = dict(metadata)
+        self._temp = f"{_TEMP}{name}.{secrets.token_hex(8)}"
+        self._written = 0
+        self._crc = 0
+        self._inode: int | None = None
+        self._folder_fd: int | None = folder_fd
+        # O_EXCL also refuses a link that somebody put there.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._file: int | None = os.open(self._temp, flags, 0o600, dir_fd=folder_fd)
+
+    @property
+    def crc32(self) -> int:
+        """See :attr:`include.archive.stores.base.Writer.crc32`."""
+        return self._crc
+
+    def write(self, data: memoryview) -> None:
+        """See :meth:`include.archive.stores.base.Writer.write`."""
+        file = _still_open(self._file)
+        self._crc = zlib.crc32(data, self._crc)
+        self._written += len(data)
+        with _errors(self._key):
+            while data:
+                data = data[os.write(file, data) :]
+
+    def commit(self, metadata: Mapping[str, str]) -> ObjectInfo:
+        """See :meth:`include.archive.stores.base.Writer.commit`."""
+        file, folder = _still_open(self._file), _still_open(self._folder_fd)
+        check_size(self._key, self._size, self._written)
+        with _errors(self._key):
+            _note(file, {**self._metadata, **metadata})
+            os.fchmod(file, 0o644)
+            os.fsync(file)
+            self._publish(folder)
+            self._inode = os.fstat(file).st_ino
+            info = _info(self._key, file)
+            self._close_file()
+            os.fsync(folder)
+        return info
+
+    def _publish(self, folder: int) -> None:
+        try:
+            os.link(self._temp, self._name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+        except FileExistsError:
+            raise AlreadyExistsError(f"{self._key} already exists") from None
+        except FileNotFoundError:
+            raise UploadLostError(f"{self._key}: the temporary file is gone; another try has begun") from None
+        with suppress(FileNotFoundError):
+            os.unlink(self._temp, dir_fd=folder)
+
+    def abort(self) -> None:
+        """See :meth:`include.archive.stores.base.Writer.abort`."""
+        if self._file is not None and self._folder_fd is not None:
+            self._close_file()
+            try:
+                os.unlink(self._temp, dir_fd=self._folder_fd)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                log.warning(
+                    "leftover_upload: temporary file %s of %s stays (%s)", self._temp, self._key, error.strerror
+                )
+
+    def withdraw(self) -> None:
+        """See :meth:`include.archive.stores.base.Writer.withdraw`."""
+        if self._inode is None or self._folder_fd is None:
+            return
+        with _errors(self._key), suppress(FileNotFoundError):
+            # Only the file that this writer made: the name may mean another by now.
+            if os.stat(self._name, dir_fd=self._folder_fd, follow_symlinks=False).st_ino == self._inode:
+                os.unlink(self._name, dir_fd=self._folder_fd)
+                os.fsync(self._folder_fd)
+
+    def _close_file(self) -> None:
+        if self._file is not None:
+            file, self._file = self._file, None
+            os.close(file)
+
+    def __enter__(self) -> LocalWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abort()
+        if self._folder_fd is not None:
+            folder_fd, self._folder_fd = self._folder_fd, None
+            os.close(folder_fd)
+
+
+@contextmanager
+def _errors(key: str) -> Iterator[None]:
+    """Turn what the operating system says into what it means for the archive."""
+    try:
+        yield
+    except ArchiveError:
+        raise
+    except OSError as error:
+        kind: type[StorageError] = StorageUnavailableError
+        if error.errno in _FULL:
+            kind = StorageFullError
+        elif error.errno in _DENIED:
+            kind = StorageDeniedError
+        raise kind(f"{key}: {os.strerror(error.errno or errno.EIO)}") from error
+
+
+def _still_open(descriptor: int | None) -> int:
+    if descriptor is None:
+        raise ValueError("the writer is closed")
+    return descriptor
+
+
+def _join(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
+
+
+def _note(file: int, metadata: Mapping[str, str]) -> None:
+    try:
+        for name, value in metadata.items():
+            os.setxattr(file, _ATTRIBUTE + name, value.encode("ascii"))
+    except OSError as error:
+        # Notes save a later transfer and are never relied on alone; the file is as good without them.
+        if error.errno not in _NO_ATTRIBUTES:
+            raise
+
+
+def _info(key: str, file: int) -> ObjectInfo:
+    state = os.fstat(file)
+    metadata = {}
+    with suppress(OSError):
+        for name in os.listxattr(file):
+            if name.startswith(_ATTRIBUTE):
+                metadata[name[len(_ATTRIBUTE) :]] = os.getxattr(file, name).decode("ascii", "replace")
+    return ObjectInfo(key=key, size=state.st_size, metadata=metadata, etag=f"{state.st_ino:x}-{state.st_mtime_ns:x}")

@@ -1,0 +1,462 @@
+"""The archive in an S3 bucket, or in a store that speaks the same protocol."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import logging
+import math
+import random
+import re
+import time
+import zlib
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import quote, urlencode, urlsplit
+
+from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumError
+
+from include.archive.errors import (
+    AlreadyExistsError,
+    ArchiveError,
+    IntegrityError,
+    NoSuchBucketError,
+    ObjectMissingError,
+    StorageDeniedError,
+    StorageError,
+    StorageFullError,
+    StorageUnavailableError,
+    StoredBytesDifferError,
+    UploadLostError,
+    WrongRegionError,
+)
+from include.archive.stores.base import READ_CHUNK, ObjectInfo, check_size, checked_key, is_of_stem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from types import TracebackType
+
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef
+
+log = logging.getLogger(__name__)
+
+PART_BYTES = 8 * 1024 * 1024
+"""Smallest part of a multipart upload, and the largest object that goes in a single request."""
+
+MAX_PARTS = 10_000
+"""S3 takes no more parts than that."""
+
+_MIB = 1024 * 1024
+_PARTS_PER_DOUBLING = 1_000
+_CONFLICT_ATTEMPTS = 5
+_PART_ATTEMPTS = 3
+
+_KINDS: dict[str, type[ArchiveError]] = {
+    "AccessDenied": StorageDeniedError,
+    "AccountProblem": StorageDeniedError,
+    "AllAccessDisabled": StorageDeniedError,
+    "Forbidden": StorageDeniedError,
+    "InvalidAccessKeyId": StorageDeniedError,
+    "InvalidToken": StorageDeniedError,
+    "SignatureDoesNotMatch": StorageDeniedError,
+    "Unauthorized": StorageDeniedError,
+    "NoSuchBucket": NoSuchBucketError,
+    "NoSuchKey": ObjectMissingError,
+    "NoSuchUpload": UploadLostError,
+    "AuthorizationHeaderMalformed": WrongRegionError,
+    "IllegalLocationConstraintException": WrongRegionError,
+    "PermanentRedirect": WrongRegionError,
+    "PreconditionFailed": AlreadyExistsError,
+    "QuotaExceeded": StorageFullError,
+    "XMinioStorageFull": StorageFullError,
+    "BadDigest": StoredBytesDifferError,
+    "InvalidDigest": StoredBytesDifferError,
+    "XAmzContentChecksumMismatch": StoredBytesDifferError,
+    "NotImplemented": StorageError,
+    "RequestTimeout": StorageUnavailableError,
+}
+_KINDS_BY_STATUS: dict[int, type[ArchiveError]] = {
+    301: WrongRegionError,
+    307: WrongRegionError,
+    401: StorageDeniedError,
+    403: StorageDeniedError,
+    404: ObjectMissingError,
+    409: StorageUnavailableError,
+    412: AlreadyExistsError,
+    429: StorageUnavailableError,
+    507: StorageFullError,
+}
+# A new try of the task fetches new credentials.
+_EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"})
+_NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError")
+
+
+def part_bytes(size: int | None, number: int) -> int:
+    """Return how long a part of a multipart upload should be, so that :data:`MAX_PARTS` always suffice.
+
+    :param size: bytes of the object, where known: its parts are all of one length, in whole MiB.
+    :param number: the part's number, from 1. An object of unknown size begins with small parts that double later on.
+    """
+    if size is None:
+        return PART_BYTES << (number - 1) // _PARTS_PER_DOUBLING
+    return max(PART_BYTES, math.ceil(size / MAX_PARTS / _MIB) * _MIB)
+
+
+class S3Store:
+    """Objects in a bucket, below a prefix.
+
+    Every write carries ``If-None-Match: *``, so the store itself refuses to replace an object, whoever is first.
+
+    :param bucket: the bucket's name.
+    :param prefix: where the archive begins in it, without slashes at the ends; may be empty.
+    :param client: a boto3 S3 client. Its own retries (mode ``standard``) are the first line against faults.
+    """
+
+    def __init__(self, *, bucket: str, prefix: str, client: S3Client) -> None:
+        self._bucket = bucket
+        self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+        self._client = client
+
+    def stat(self, key: str) -> ObjectInfo | None:
+        """See :meth:`include.archive.stores.base.Store.stat`."""
+        try:
+            with self._errors("HeadObject", key):
+                reply = self._client.head_object(**self._place(key), ChecksumMode="ENABLED")
+        except ObjectMissingError:
+            return None
+        return ObjectInfo(
+            key=key,
+            size=reply["ContentLength"],
+            # Some stores change the case of metadata names.
+            metadata={name.lower(): value for name, value in reply["Metadata"].items()},
+            etag=reply["ETag"],
+            checksums=_checksums(reply),
+        )
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """See :meth:`include.archive.stores.base.Store.list`."""
+        pages = self._client.get_paginator("list_objects_v2")
+        with self._errors("ListObjectsV2", prefix):
+            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix):
+                for item in page.get("Contents", []):
+                    key = item["Key"][len(self._prefix) :]
+                    # A console "folder" is an empty object whose key ends with a slash.
+                    if key and not key.endswith("/"):
+                        yield ObjectInfo(key=key, size=item["Size"], etag=item["ETag"])
+
+    def folders(self, folder: str = "") -> Iterator[str]:
+        """See :meth:`include.archive.stores.base.Store.folders`."""
+        prefix = f"{self._prefix}{folder}/" if folder else self._prefix
+        pages = self._client.get_paginator("list_objects_v2")
+        with self._errors("ListObjectsV2", folder):
+            for page in pages.paginate(Bucket=self._bucket, Prefix=prefix, Delimiter="/"):
+                for item in page.get("CommonPrefixes", []):
+                    yield item["Prefix"][len(self._prefix) :].rstrip("/")
+
+    def read(self, key: str) -> Iterator[bytes]:
+        """See :meth:`include.archive.stores.base.Store.read`."""
+        with self._errors("GetObject", key):
+            body = self._client.get_object(**self._place(key))["Body"]
+            try:
+                yield from body.iter_chunks(READ_CHUNK)
+            finally:
+                body.close()
+
+    def write(
+        self, key: str, *, media_type: str, size: int | None = None, metadata: Mapping[str, str] | None = None
+    ) -> S3Writer:
+        """See :meth:`include.archive.stores.base.Store.write`."""
+        return S3Writer(store=self, key=checked_key(key), media_type=media_type, size=size, metadata=metadata or {})
+
+    def put_if_absent(self, key: str, data: bytes, media_type: str) -> bool:
+        """See :meth:`include.archive.stores.base.Store.put_if_absent`."""
+        try:
+            self.put(key, data, media_type=media_type, metadata={}, crc32=zlib.crc32(data))
+        except AlreadyExistsError:
+            return False
+        return True
+
+    def abort_stale(self, stem: str) -> int:
+        """See :meth:`include.archive.stores.base.Store.abort_stale`."""
+        removed = 0
+        pages = self._client.get_paginator("list_multipart_uploads")
+        with self._errors("ListMultipartUploads", checked_key(stem)):
+            for page in pages.paginate(Bucket=self._bucket, Prefix=f"{self._prefix}{stem}."):
+                for upload in page.get("Uploads", []):
+                    key = upload["Key"][len(self._prefix) :]
+                    if is_of_stem(key, stem):
+                        removed += self.abort_upload(key, upload["UploadId"])
+        return removed
+
+    def uri(self, key: str) -> str:
+        """See :meth:`include.archive.stores.base.Store.uri`."""
+        return f"s3://{self._bucket}/{self._prefix}{key}"
+
+    def browse_url(self, key: str) -> str | None:
+        """See :meth:`include.archive.stores.base.Store.browse_url`."""
+        host = urlsplit(self._client.meta.endpoint_url).hostname or ""
+        region = self._client.meta.region_name
+        for suffix, console in (
+            (".amazonaws.com", "console.aws.amazon.com"),
+            (".amazonaws.com.cn", "console.amazonaws.cn"),
+        ):
+            if host.endswith(suffix):
+                is_object = "." in key.rpartition("/")[2]
+                place = self._prefix + key if is_object else f"{self._prefix}{key}".rstrip("/") + "/"
+                query = urlencode({"region": region, "prefix": place}, quote_via=quote, safe="/")
+                return f"https://{region}.{console}/s3/{'object' if is_object else 'buckets'}/{self._bucket}?{query}"
+        return None
+
+    def _place(self, key: str) -> Any:
+        return {"Bucket": self._bucket, "Key": self._prefix + checked_key(key)}
+
+    def put(self, key: str, data: bytes, *, media_type: str, metadata: Mapping[str, str], crc32: int) -> None:
+        """Store an object in one request, if its key is free.
+
+        :raises AlreadyExistsError: when the key is taken.
+        """
+        for attempt in range(_CONFLICT_ATTEMPTS):
+            try:
+                with self._errors("PutObject", key):
+                    self._client.put_object(
+                        **self._place(key),
+                        Body=data,
+                        ContentType=media_type,
+                        Metadata=dict(metadata),
+                        ChecksumCRC32=_base64_crc32(crc32),
+                        IfNoneMatch="*",
+                    )
+                return
+            except StorageUnavailableError as error:
+                if not _is_conflict(error) or attempt == _CONFLICT_ATTEMPTS - 1:
+                    raise
+                time.sleep(random.uniform(0, 0.2 * 2**attempt))  # noqa: S311 - jitter
+
+    def create_upload(self, key: str, *, media_type: str, metadata: Mapping[str, str]) -> str:
+        """Begin a multipart upload whose checksum will cover the whole object."""
+        with self._errors("CreateMultipartUpload", key):
+            reply = self._client.create_multipart_upload(
+                **self._place(key),
+                ContentType=media_type,
+                Metadata=dict(metadata),
+                ChecksumAlgorithm="CRC32",
+                ChecksumType="FULL_OBJECT",
+            )
+        return reply["UploadId"]
+
+    def upload_part(self, key: str, upload_id: str, number: int, data: bytes) -> CompletedPartTypeDef:
+        """Send one part, again if it was damaged on the way."""
+        crc32 = _base64_crc32(zlib.crc32(data))
+        attempts = _PART_ATTEMPTS
+        while True:
+            attempts -= 1
+            try:
+                with self._errors("UploadPart", key):
+                    reply = self._client.upload_part(
+                        **self._place(key), UploadId=upload_id, PartNumber=number, Body=data, ChecksumCRC32=crc32
+                    )
+                return {"PartNumber": number, "ETag": reply["ETag"], "ChecksumCRC32": crc32}
+            except StoredBytesDifferError:
+                if not attempts:
+                    raise
+
+    def complete_upload(
+        self, key: str, upload_id: str, parts: Sequence[CompletedPartTypeDef], *, size: int, crc32: int
+    ) -> None:
+        """Make an upload visible, if its key is free and its parts add up to what was sent.
+
+        :raises AlreadyExistsError: when the key is taken.
+        """
+        with self._errors("CompleteMultipartUpload", key):
+            self._client.complete_multipart_upload(
+                **self._place(key),
+                UploadId=upload_id,
+                MultipartUpload={"Parts": parts},
+                MpuObjectSize=size,
+                ChecksumCRC32=_base64_crc32(crc32),
+                ChecksumType="FULL_OBJECT",
+                IfNoneMatch="*",
+            )
+
+    def delete(self, info: ObjectInfo) -> None:
+        """Remove an object that is still the version that ``info`` describes."""
+        with self._errors("DeleteObject", info.key):
+            self._client.delete_object(**self._place(info.key), IfMatch=info.etag or "*")
+
+    def abort_upload(self, key: str, upload_id: str) -> bool:
+        """Remove an unfinished upload; False when it was gone, or the store refused."""
+        try:
+            with self._errors("AbortMultipartUpload", key):
+                self._client.abort_multipart_upload(**self._place(key), UploadId=upload_id)
+        except UploadLostError:
+            return False
+        except StorageError as error:
+            log.warning("leftover_upload: upload %s of %s stays open (%s)", upload_id, self.uri(key), error.code)
+            return False
+        return True
+
+    @contextmanager
+    def _errors(self, operation: str, key: str) -> Iterator[None]:
+        """Turn what botocore raises into what it means for the archive; the store's own words stay out."""
+        try:
+            yield
+        except ClientError as error:
+            raise _from_reply(error, f"{operation} {self.uri(key)}") from error
+        except FlexibleChecksumError as error:
+            raise IntegrityError(f"{self.uri(key)}: the bytes do not match the store's own checksum") from error
+        except BotoCoreError as error:
+            name = type(error).__name__
+            kind = StorageDeniedError if name in _NO_CREDENTIALS else StorageUnavailableError
+            raise kind(f"{operation} {self.uri(key)}: {name}") from error
+
+
+class S3Writer:
+    """One object being written, see :class:`include.archive.stores.base.Writer`.
+
+    Bytes are collected into one buffer of a part's length. An object that fits goes in a single request when it is
+    committed; a longer one becomes a multipart upload, whose completion makes it visible.
+    """
+
+    def __init__(
+        self, *, store: S3Store, key: str, media_type: str, size: int | None, metadata: Mapping[str, str]
+    ) -> None:
+        self._store = store
+        self._key = key
+        self._media_type = media_type
+        self._size = size
+        self._metadata = dict(metadata)
+        self._crc = 0
+        self._written = 0
+        self._upload_id: str | None = None
+        self._parts: list[CompletedPartTypeDef] = []
+        self._buffer = bytearray(self._next_part_bytes() if size is None else min(self._next_part_bytes(), size))
+        self._filled = 0
+        self._committed: ObjectInfo | None = None
+
+    @property
+    def crc32(self) -> int:
+        """See :attr:`include.archive.stores.base.Writer.crc32`."""
+        return self._crc
+
+    def write(self, data: memoryview) -> None:
+        """See :meth:`include.archive.stores.base.Writer.write`."""
+        if self._size is not None and self._written + len(data) > self._size:
+            check_size(self._key, self._size, self._written + len(data))
+        self._crc = zlib.crc32(data, self._crc)
+        self._written += len(data)
+        while data:
+            # A full buffer waits for one more byte, because an object of exactly one part needs no upload.
+            if self._filled == len(self._buffer):
+                self._send_part()
+            taken = min(len(data), len(self._buffer) - self._filled)
+            self._buffer[self._filled : self._filled + taken] = data[:taken]
+            self._filled += taken
+            data = data[taken:]
+
+    def commit(self, metadata: Mapping[str, str]) -> ObjectInfo:
+        """See :meth:`include.archive.stores.base.Writer.commit`."""
+        check_size(self._key, self._size, self._written)
+        try:
+            if self._upload_id is None:
+                notes = {**self._metadata, **metadata}
+                self._store.put(
+                    self._key, self._content(), media_type=self._media_type, metadata=notes, crc32=self._crc
+                )
+            else:
+                self._send_part()
+                self._complete()
+        except (StorageUnavailableError, UploadLostError):
+            # The request may have succeeded and only its answer been lost.
+            if self._store.stat(self._key) is not None:
+                raise AlreadyExistsError(f"{self._store.uri(self._key)} already exists") from None
+            raise
+        info = self._store.stat(self._key)
+        if info is None:
+            raise StorageUnavailableError(f"{self._store.uri(self._key)}: not there although it was just stored")
+        self._committed = info
+        return info
+
+    def abort(self) -> None:
+        """See :meth:`include.archive.stores.base.Writer.abort`."""
+        self._buffer = bytearray()
+        if self._upload_id is not None and self._committed is None:
+            self._store.abort_upload(self._key, self._upload_id)
+            self._upload_id = None
+
+    def withdraw(self) -> None:
+        """See :meth:`include.archive.stores.base.Writer.withdraw`."""
+        if self._committed is not None:
+            self._store.delete(self._committed)
+
+    def _next_part_bytes(self) -> int:
+        return part_bytes(self._size, len(self._parts) + 1)
+
+    def _content(self) -> bytes:
+        # A whole buffer is sent as it stands, without a copy; botocore takes a bytearray, its types do not say so.
+        return (
+            cast("bytes", self._buffer)
+            if self._filled == len(self._buffer)
+            else bytes(memoryview(self._buffer)[: self._filled])
+        )
+
+    def _send_part(self) -> None:
+        if self._upload_id is None:
+            self._upload_id = self._store.create_upload(self._key, media_type=self._media_type, metadata=self._metadata)
+        self._parts.append(self._store.upload_part(self._key, self._upload_id, len(self._parts) + 1, self._content()))
+        self._filled = 0
+        if self._next_part_bytes() > len(self._buffer):
+            self._buffer = bytearray(self._next_part_bytes())
+
+    def _complete(self) -> None:
+        try:
+            self._store.complete_upload(
+                self._key, str(self._upload_id), self._parts, size=self._written, crc32=self._crc
+            )
+        except StorageUnavailableError as error:
+            if _is_conflict(error):
+                # S3 wants the whole upload anew after a conflict with another write of the same key.
+                raise UploadLostError(f"{self._store.uri(self._key)}: another write was under way") from error
+            raise
+
+    def __enter__(self) -> S3Writer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abort()
+
+
+def _from_reply(error: ClientError, doing: str) -> ArchiveError:
+    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    code = re.sub(r"[^A-Za-z0-9._-]", "", str(error.response.get("Error", {}).get("Code", "")))[:64]
+    message = f"{doing}: {code or 'no code'} (HTTP {status})"
+    if code in _EXPIRED:
+        return StorageDeniedError(message, permanent=False)
+    kind = _KINDS.get(code) or _KINDS_BY_STATUS.get(status)
+    if kind is None:
+        kind = StorageUnavailableError if status >= 500 or status == 200 else StorageError
+    return kind(message)
+
+
+def _is_conflict(error: StorageError) -> bool:
+    cause = error.__cause__
+    return isinstance(cause, ClientError) and cause.response["ResponseMetadata"]["HTTPStatusCode"] == 409
+
+
+def _base64_crc32(crc32: int) -> str:
+    return base64.b64encode(crc32.to_bytes(4, "big")).decode("ascii")
+
+
+def _checksums(reply: Mapping[str, Any]) -> dict[str, str]:
+    found = {}
+    for name, algorithm in (("ChecksumCRC32", "crc32"), ("ChecksumSHA256", "sha256")):
+        value = reply.get(name)
+        # A composite checksum is one of the parts' checksums, not of the object.
+        if value and "-" not in value and reply.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT":
+            try:
+                found[algorithm] = base64.b64decode(value, validate=True).hex()
+            except binascii.Error:
+                continue
+    return found
