@@ -1,0 +1,135 @@
+"""From Airflow's connections and Variables to the source's client and the destination's store."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseHook
+
+from include.provider import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from airflow.sdk import Connection
+
+    from include.archive.stores import Store
+    from include.recall.client import RecallClient
+    from include.recall.media import MediaClient
+
+
+class RecallHook(BaseHook):
+    """Talk to Recall.ai with an Airflow connection of type ``recall``.
+
+    The connection: ``password`` is the API key; ``extra.region`` one of Recall's regions; ``host``, when set, is the
+    base URL instead and used as it stands; ``extra.media_hosts`` (list of ``host`` or ``host:port``) names further
+    hosts that audio may be fetched from, private addresses included. Other keys of ``extra`` are ignored.
+
+    :param recall_conn_id: the connection, ``recall_default`` by default.
+    """
+
+    conn_name_attr = "recall_conn_id"
+    default_conn_name = "recall_default"
+    conn_type = "recall"
+    hook_name = "Recall.ai"
+
+    def __init__(self, recall_conn_id: str = default_conn_name) -> None:
+        super().__init__()
+        self.recall_conn_id = recall_conn_id
+        self._connection: Connection | None = None
+        self._client: RecallClient | None = None
+
+    def get_conn(self) -> RecallClient:
+        """Return the API client; one per hook.
+
+        :raises RecallConfigError: the connection lacks a key, or names no known region and no host.
+        """
+        if self._client is None:
+            if self._connection is None:
+                self._connection = self.get_connection(self.recall_conn_id)
+            self._client = _client_of(self._connection)
+        return self._client
+
+    async def aget_conn(self) -> RecallClient:
+        """Return the API client from within an event loop, which reading the connection doesn't block."""
+        if self._connection is None:
+            self._connection = await self.aget_connection(self.recall_conn_id)
+        return self.get_conn()
+
+    def get_media(self) -> MediaClient:
+        """Return a client for signed links.
+
+        It holds no key, and reaches the API's own host and ``extra.media_hosts`` besides public addresses.
+        """
+        from include.recall.media import MediaClient
+
+        base_url = self.get_conn().base_url
+        connection = self._connection
+        hosts = _strings(connection.extra_dejson.get("media_hosts"), "media_hosts") if connection else []
+        return MediaClient(allowed_hosts=[*hosts, base_url.split("://", 1)[-1].split("/", 1)[0]])
+
+    def dashboard_url(self, bot_id: str) -> str:
+        """Return the address of a bot's page in Recall's dashboard."""
+        return f"{self.get_conn().base_url}/dashboard/explorer/bot/{bot_id}"
+
+
+def _client_of(connection: Connection) -> RecallClient:
+    from include.recall.client import RecallClient
+    from include.recall.errors import RecallConfigError
+
+    extra = connection.extra_dejson
+    region = extra.get("region")
+    where = f"Airflow connection {connection.conn_id}"
+    if not (connection.password or "").strip():
+        raise RecallConfigError(f"{where} has no password; it must hold the Recall API key")
+    host = (connection.host or "").strip().rstrip("/")
+    if host:
+        base_url = host if "://" in host else f"https://{host}"
+        if connection.port and base_url.count(":") == 1:
+            base_url = f"{base_url}:{connection.port}"
+    elif isinstance(region, str):
+        base_url = RecallClient.base_url_for(region)
+    else:
+        raise RecallConfigError(f"{where} names neither extra.region nor a host; set extra.region to the key's region")
+    return RecallClient(api_key=connection.password or "", base_url=base_url, region=region)
+
+
+def _strings(value: Any, name: str) -> list[str]:
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return value
+    from include.recall.errors import RecallConfigError
+
+    raise RecallConfigError(f"extra.{name} of the Recall connection must be a list of strings")
+
+
+def get_store(aws_conn_id: str = "aws_default") -> Store:
+    """Open the archive that the deployment names (Variable ``recall_archive_uri``).
+
+    :param aws_conn_id: the amazon provider's connection, used for ``s3://`` archives alone.
+    :raises BadSettingError: the Variable is no archive's URI.
+    """
+    from include.archive.stores import open_store
+
+    def s3_client() -> Any:
+        from airflow.providers.amazon.aws.hooks.s3 import S3Hook
+
+        return S3Hook(aws_conn_id=aws_conn_id).get_conn()
+
+    return open_store(settings.ARCHIVE_URI.get(), s3_client=s3_client)
+
+
+def folder_of(recording: Mapping[str, Any]) -> str:
+    """Return a recording's folder in the archive.
+
+    :param recording: what the sensor passed on: ``recording_id`` with ``created_at``, or a ``folder`` found before.
+    """
+    from include.archive.layout import recording_folder
+
+    if folder := recording.get("folder"):
+        return str(folder)
+    return recording_folder(datetime.fromisoformat(recording["created_at"]), recording["recording_id"])

@@ -1,0 +1,394 @@
+"""Operators: send a bot, list participants' audio, archive a participant's audio, settle the recording.
+
+Everything that costs an import is imported when a task runs: a Dag file is parsed anew by every mapped task.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from typing import TYPE_CHECKING, Any, cast
+
+from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowSkipException
+
+from include.errors import CodedError
+from include.provider import settings
+from include.provider.assets import RECORDING_ARCHIVED, SETTLED_RECORDINGS
+from include.provider.errors import ERROR_KEY, RecallRetryPolicy, UnsupportedPlatformError, error_reported
+from include.provider.hook import RecallHook, folder_of, get_store
+from include.provider.links import ArchiveFolderLink, RecallBotLink
+from include.provider.params import given
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from airflow.sdk import Context
+
+    from include.provider.transfer import Ends
+    from include.recall.client import RecallClient
+    from include.recall.models import Bot
+
+
+class RecallCreateBotOperator(BaseOperator):
+    """Send a bot into a meeting, exactly one, whatever fails.
+
+    It asks for separate audio, an explicit retention and a variant for the meeting's platform. The Idempotency-Key is
+    saved in the task state store before the first request and also put on the bot as metadata, so that a retry, a
+    killed worker or a cleared task finds the bot that was sent. Two runs for the same meeting and time share one bot
+    as long as it is at work. Killing the task never pulls a bot out of a meeting: there is no ``on_kill``.
+
+    :param meeting_url: where to send the bot; empty skips the task (templated).
+    :param bot_name: the name shown in the meeting, 1 to 100 characters; Recall's default when empty (templated).
+    :param join_at: when to join, ISO 8601 with a time zone; at once when empty (templated).
+    :param recall_conn_id: Airflow connection of type ``recall``.
+    :param audio_formats: separate audio to ask for: ``raw`` (default), ``mp3``, or both.
+    :param retention_hours: how long Recall keeps the media; default: Variable ``recall_retention_hours``.
+    :param variant: bot variant by platform, in place of the default (``native`` on Zoom, ``web_4_core`` elsewhere).
+    :param no_bots_timeout: seconds to keep asking while Recall has no bot to spare (507), 600 by default.
+    :return: the bot's id.
+    """
+
+    template_fields: Sequence[str] = ("meeting_url", "bot_name", "join_at")
+    operator_extra_links = (RecallBotLink(),)
+    ui_color = "#e6f4ea"
+
+    def __init__(
+        self,
+        *,
+        meeting_url: str,
+        bot_name: str | None = None,
+        join_at: str | None = None,
+        recall_conn_id: str = RecallHook.default_conn_name,
+        audio_formats: Sequence[str] = ("raw",),
+        retention_hours: int | None = None,
+        variant: Mapping[str, str] | None = None,
+        no_bots_timeout: float = 600.0,
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("retry_policy", RecallRetryPolicy())
+        super().__init__(**kwargs)
+        self.meeting_url = meeting_url
+        self.bot_name = bot_name
+        self.join_at = join_at
+        self.recall_conn_id = recall_conn_id
+        self.audio_formats = audio_formats
+        self.retention_hours = retention_hours
+        self.variant = variant
+        self.no_bots_timeout = no_bots_timeout
+
+    def execute(self, context: Context) -> str:
+        """Find the bot that was sent before, or send one."""
+        with error_reported(context):
+            meeting_url = given(self.meeting_url)
+            if meeting_url is None:
+                raise AirflowSkipException("no meeting to send a bot into")
+            self._refuse_hopeless(meeting_url)
+            hook = RecallHook(self.recall_conn_id)
+            bot = self._bot_of_this_task(hook.get_conn(), meeting_url, context["task_state_store"])
+            self.bot_url = hook.dashboard_url(bot.id)
+            self.log.info("Bot %s is on its way", bot.id)
+            return bot.id
+
+    def _refuse_hopeless(self, meeting_url: str) -> None:
+        from include.recall.support import platform_of, separate_audio_support
+
+        unknown = set(self.audio_formats) - {"raw", "mp3"}
+        if unknown or not self.audio_formats:
+            raise CodedError(
+                f"audio_formats is {list(self.audio_formats)}: ask for raw, mp3 or both, else no audio can be archived",
+                code="not_configured",
+            )
+        platform = platform_of(meeting_url)
+        support, reason = separate_audio_support(platform)
+        if support == "no":
+            raise UnsupportedPlatformError(f"no bot was sent: {platform} has no separate audio. {reason}")
+        if support != "yes":
+            self.log.warning("Separate audio is uncertain on %s: %s", platform or "this platform", reason)
+
+    def _bot_of_this_task(self, client: RecallClient, meeting_url: str, state: Any) -> Bot:
+        if isinstance(sent := state.get("bot_id"), str):
+            return client.get_bot(sent)
+        meeting = hashlib.sha256(f"{meeting_url}\n{given(self.join_at) or 'now'}".encode()).hexdigest()
+        key = state.get("idempotency_key")
+        if isinstance(key, str):
+            # An earlier try may have sent the bot and died before it could say so.
+            bot = _newest(client.find_bots({"archive_request_id": key}), "archive_request_id", key)
+        else:
+            bot = _newest(client.find_bots({"archive_meeting": meeting}), "archive_meeting", meeting)
+            if bot is None or bot.is_finished:
+                # Whoever asks for this meeting at the same moment makes the same key, and so gets the same bot.
+                key = _key(meeting, bot.id if bot is not None else "")
+                _remember(state, "idempotency_key", key)
+                bot = None
+        if bot is None:
+            bot = self._send(client, meeting_url, meeting, key, state)
+        _remember(state, "bot_id", bot.id)
+        return bot
+
+    def _send(self, client: RecallClient, meeting_url: str, meeting: str, key: str, state: Any) -> Bot:
+        from include.recall.errors import RecallNoBotsError
+
+        give_up = time.monotonic() + self.no_bots_timeout
+        while True:
+            try:
+                return client.create_bot(self._request(meeting_url, meeting, key), idempotency_key=key)
+            except RecallNoBotsError as error:
+                pause = error.retry_after or 30.0
+                if time.monotonic() + pause > give_up:
+                    raise
+                self.log.info("Recall has no bot to spare, asking again in %.0f s", pause)
+                time.sleep(pause)
+                # Recall replays a remembered 507 for the old key; no bot exists under it.
+                key = _key(key, "507")
+                _remember(state, "idempotency_key", key)
+
+    def _request(self, meeting_url: str, meeting: str, key: str) -> dict[str, Any]:
+        from include.recall.support import default_variant
+
+        hours = settings.RETENTION_HOURS.get() if self.retention_hours is None else self.retention_hours
+        metadata = {"archive_meeting": meeting, "archive_request_id": key}
+        request: dict[str, Any] = {
+            "meeting_url": meeting_url,
+            "metadata": metadata,
+            "variant": dict(self.variant) if self.variant is not None else default_variant(),
+            "recording_config": {
+                **{f"audio_separate_{audio_format}": {} for audio_format in self.audio_formats},
+                "participant_events": {},
+                "meeting_metadata": {},
+                "video_mixed_mp4": None,
+                "retention": {"type": "timed", "hours": hours},
+                "metadata": metadata,
+            },
+        }
+        for name in ("bot_name", "join_at"):
+            if value := given(getattr(self, name)):
+                request[name] = value
+        return request
+
+
+def _newest(bots: Iterable[Bot], name: str, value: str) -> Bot | None:
+    """Return the youngest bot that really carries the metadata; the filter is the server's word only."""
+    mine = [bot for bot in bots if bot.metadata.get(name) == value]
+    return max(mine, key=lambda bot: (not bot.is_finished, bot.status.created_at if bot.status else ""), default=None)
+
+
+def _key(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _remember(state: Any, name: str, value: str) -> None:
+    from airflow.sdk.execution_time.context import NEVER_EXPIRE
+
+    state.set(name, value, retention=NEVER_EXPIRE)
+
+
+class RecallListParticipantAudioOperator(BaseOperator):
+    """List the audio of every participant of some recordings, and group it into batches to map over.
+
+    Every artifact and every part is listed. Up to 32 participants, each is a batch of its own; above that they share
+    about 40. A recording that is settled, with all its objects in place, yields no batch and costs no call.
+
+    :param recordings: what :class:`~include.provider.sensors.RecallRecordingSensor` returned.
+    :param recall_conn_id: Airflow connection of type ``recall``.
+    :param aws_conn_id: connection for an ``s3://`` archive.
+    :return: batches: ``recording_id``, ``folder``, ``artifact_ids``, ``participant_ids``. No names, no links.
+    """
+
+    template_fields: Sequence[str] = ("recordings",)
+    operator_extra_links = (RecallBotLink(), ArchiveFolderLink())
+    ui_color = "#e8f0fe"
+
+    def __init__(
+        self,
+        *,
+        recordings: Sequence[Mapping[str, Any]],
+        recall_conn_id: str = RecallHook.default_conn_name,
+        aws_conn_id: str = "aws_default",
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("retry_policy", RecallRetryPolicy())
+        super().__init__(**kwargs)
+        self.recordings = recordings
+        self.recall_conn_id = recall_conn_id
+        self.aws_conn_id = aws_conn_id
+
+    def execute(self, context: Context) -> list[dict[str, Any]]:
+        """List what is not archived yet."""
+        from include.provider.transfer import already_settled, plan
+
+        with error_reported(context):
+            ends = open_ends(self.recall_conn_id, self.aws_conn_id)
+            wanted: list[tuple[str, str]] = []
+            for recording in self.recordings:
+                recording_id, folder = recording["recording_id"], folder_of(recording)
+                if already_settled(ends.store, folder):
+                    self.log.info("Recording %s is archived already", recording_id)
+                elif recording["problem"] is None:
+                    wanted.append((recording_id, folder))
+                else:
+                    self.log.warning(
+                        "Recording %s can't be archived: %s", recording_id, recording["problem"]["message"]
+                    )
+            self._leave_links(ends)
+            batches = [batch.to_dict() for batch in plan(ends, wanted)]
+            self.log.info("%d recordings to archive, in %d batches", len(wanted), len(batches))
+            return batches
+
+    def _leave_links(self, ends: Ends) -> None:
+        if self.recordings:
+            self.folder_url = ends.store.browse_url(folder_of(self.recordings[0])) or ""
+            if bot_id := self.recordings[0].get("bot_id"):
+                self.bot_url = RecallHook(self.recall_conn_id).dashboard_url(bot_id)
+
+
+class RecallArchiveParticipantOperator(BaseOperator):
+    """Archive the audio of one participant of one recording (above 32 participants: of several).
+
+    Each part is streamed from Recall into the archive with flat memory, checked, and never written twice. One part that
+    fails doesn't keep the others from being stored. Map it with ``map_index_template="{{ task_label }}"`` and the
+    task instances carry the participants' names.
+
+    :param batch: one of the batches that :class:`RecallListParticipantAudioOperator` returned (templated).
+    :param recall_conn_id: Airflow connection of type ``recall``.
+    :param aws_conn_id: connection for an ``s3://`` archive.
+    :return: a receipt for each part, for :class:`RecallSettleRecordingOperator`.
+    """
+
+    template_fields: Sequence[str] = ("batch",)
+    operator_extra_links = (ArchiveFolderLink(),)
+    ui_color = "#e6f4ea"
+
+    def __init__(
+        self,
+        *,
+        batch: Mapping[str, Any],
+        recall_conn_id: str = RecallHook.default_conn_name,
+        aws_conn_id: str = "aws_default",
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("retry_policy", RecallRetryPolicy())
+        super().__init__(**kwargs)
+        self.batch = batch
+        self.recall_conn_id = recall_conn_id
+        self.aws_conn_id = aws_conn_id
+        self._stop = threading.Event()
+
+    def execute(self, context: Context) -> list[dict[str, Any]]:
+        """Copy the batch's parts."""
+        from include.archive.audio import PcmFormat
+        from include.provider.transfer import Batch, archive, fit_for_xcom
+
+        with error_reported(context):
+            ends = open_ends(self.recall_conn_id, self.aws_conn_id)
+            batch = Batch(**self.batch)
+            self.folder_url = ends.store.browse_url(batch.folder) or ""
+            receipts = archive(
+                ends,
+                batch,
+                pcm=PcmFormat(
+                    rate=settings.PCM_RATE.get(), width=settings.PCM_WIDTH.get(), channels=settings.PCM_CHANNELS.get()
+                ),
+                stop=self._stop,
+                show=lambda label: show_label(context, label),
+            )
+            return fit_for_xcom(receipts)
+
+    def on_kill(self) -> None:
+        """End the copy: the loop that runs on after this sees it, takes back what it began, and fails."""
+        self._stop.set()
+
+
+class RecallSettleRecordingOperator(BaseOperator):
+    """Write one recording's manifest, last and once, or say what is owed.
+
+    Map it over the sensor's recordings, with ``trigger_rule="all_done"``: it re-reads what the source lists and what
+    the store holds, whatever the tasks before it say. It emits one asset event per recording, when the manifest is
+    written; a retry emits it again rather than never.
+
+    :param recording: one of the recordings that the sensor returned (templated).
+    :param archived: the receipts of the mapped tasks that succeeded (templated).
+    :param recall_conn_id: Airflow connection of type ``recall``.
+    :param aws_conn_id: connection for an ``s3://`` archive.
+    :return: ``recording_id``, ``outcome``, ``folder``, ``manifest_uri``, ``parts``, ``bytes``.
+    """
+
+    template_fields: Sequence[str] = ("recording", "archived")
+    operator_extra_links = (RecallBotLink(), ArchiveFolderLink())
+    ui_color = "#fef7e0"
+
+    def __init__(
+        self,
+        *,
+        recording: Mapping[str, Any],
+        archived: Iterable[Sequence[Mapping[str, Any]]],
+        recall_conn_id: str = RecallHook.default_conn_name,
+        aws_conn_id: str = "aws_default",
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("retry_policy", RecallRetryPolicy())
+        kwargs.setdefault("outlets", [SETTLED_RECORDINGS])
+        super().__init__(**kwargs)
+        self.recording = recording
+        self.archived = archived
+        self.recall_conn_id = recall_conn_id
+        self.aws_conn_id = aws_conn_id
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Settle the recording, or fail with what it lacks."""
+        from include.provider.transfer import already_settled, settle
+
+        with error_reported(context):
+            ends = open_ends(self.recall_conn_id, self.aws_conn_id)
+            recording_id, folder = self.recording["recording_id"], folder_of(self.recording)
+            bot_id, problem = self.recording.get("bot_id"), self.recording.get("problem")
+            show_label(context, recording_id)
+            self.folder_url = ends.store.browse_url(folder) or ""
+            if bot_id:
+                self.bot_url = RecallHook(self.recall_conn_id).dashboard_url(bot_id)
+            settled = already_settled(ends.store, folder)
+            if settled is None and problem is not None:
+                raise CodedError(problem["message"], code=problem["code"])
+            if settled is None or context["ti"].try_number > 1:
+                settled = settled or settle(
+                    ends,
+                    recording_id,
+                    folder,
+                    bot_id=bot_id,
+                    receipts=[receipt for batch in self.archived for receipt in batch],
+                    reasons=self._reasons(context),
+                )
+                context["outlet_events"][SETTLED_RECORDINGS].add(RECORDING_ARCHIVED, extra=settled.to_dict())
+            self.log.info("Recording %s: %s, %d parts in %s", recording_id, settled.outcome, settled.parts, folder)
+            return settled.to_dict()
+
+    def _reasons(self, context: Context) -> dict[tuple[str, str | None], str]:
+        """Return the code with which each part, or each whole artifact, failed in the tasks before."""
+        reports = context["ti"].xcom_pull(task_ids=sorted(self.upstream_task_ids), key=ERROR_KEY)
+        return {
+            (one["artifact_id"], one.get("part_id")): one["code"]
+            for report in reports or ()
+            if report
+            for one in report.get("owed", ())
+        }
+
+
+def open_ends(recall_conn_id: str, aws_conn_id: str) -> Ends:
+    """Open the two ends of a transfer from Airflow's connections."""
+    from include.provider.transfer import Ends
+
+    hook = RecallHook(recall_conn_id)
+    return Ends(client=hook.get_conn(), media=hook.get_media(), store=get_store(aws_conn_id))
+
+
+def show_label(context: Context, label: str) -> None:
+    """Name the mapped task instance now, not only when it ends.
+
+    ``map_index_template="{{ task_label }}"`` renders the same at the end.
+    """
+    from airflow.sdk.execution_time.comms import SetRenderedMapIndex
+    from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS
+
+    cast("dict[str, Any]", context)["task_label"] = label
+    SUPERVISOR_COMMS.send(SetRenderedMapIndex(rendered_map_index=label))

@@ -1,0 +1,92 @@
+"""The params of ``archive_meeting``: their JSON Schema, and what they mean together.
+
+Each value is refused by Airflow itself, with HTTP 400, before a run exists. That exactly one of three is given can't
+be said in a schema of single values, so the first task says it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import Param
+
+from include.provider.errors import BadParamsError, error_reported
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from airflow.sdk import Context
+
+# JSON Schema's `$` may match before a final newline in Python, hence the look-ahead.
+_ID = r"^([0-9A-Za-z][0-9A-Za-z_-]{0,63})?$(?!\n)"
+_URL = r"^(https://[^\s\x00-\x1f\x7f]+)?$(?!\n)"
+_TIME = r"^([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?(Z|[+-][0-9]{2}:[0-9]{2}))?$(?!\n)"
+
+
+def archive_meeting_params() -> dict[str, Param]:
+    """Return the params of the Dag, with the form's texts."""
+    return {
+        "meeting_url": Param(
+            None,
+            type=["null", "string"],
+            pattern=_URL,
+            maxLength=2000,
+            title="Meeting URL",
+            description="Send a bot into this meeting, then archive what it records.",
+        ),
+        "bot_id": Param(
+            None,
+            type=["null", "string"],
+            pattern=_ID,
+            title="Bot id",
+            description="Archive everything that this bot has recorded or is recording.",
+        ),
+        "recording_id": Param(
+            None,
+            type=["null", "string"],
+            pattern=_ID,
+            title="Recording id",
+            description="Archive this one recording.",
+        ),
+        "bot_name": Param(
+            None,
+            type=["null", "string"],
+            maxLength=100,
+            title="Bot name",
+            description="Only with a meeting URL: the name that the bot shows in the meeting.",
+        ),
+        "join_at": Param(
+            None,
+            type=["null", "string"],
+            pattern=_TIME,
+            title="Join at",
+            description="Only with a meeting URL: when the bot joins, with a time zone, such as 2026-03-04T09:55:00Z.",
+        ),
+    }
+
+
+def given(value: Any) -> str | None:
+    """Return a param's value, or ``None`` for all the ways in which a form or a template says "nothing"."""
+    text = "" if value is None else str(value).strip()
+    return None if text in ("", "None") else text
+
+
+def refuse_contradictions(context: Context) -> None:
+    """Refuse params that don't fit together, before anything is asked of anyone. A ``pre_execute`` of the first task.
+
+    :raises BadParamsError: not exactly one of ``meeting_url``, ``bot_id``, ``recording_id``; or an option that only a
+        new bot can have, without a meeting.
+    """
+    with error_reported(context):
+        _check(context["params"])
+
+
+def _check(params: Mapping[str, Any]) -> None:
+    sources = [name for name in ("meeting_url", "bot_id", "recording_id") if given(params.get(name))]
+    if len(sources) != 1:
+        found = " and ".join(sources) or "none"
+        raise BadParamsError(f"exactly one of meeting_url, bot_id and recording_id must be given, found {found}")
+    if sources != ["meeting_url"]:
+        for name in ("bot_name", "join_at"):
+            if given(params.get(name)):
+                raise BadParamsError(f"{name} goes with meeting_url only")

@@ -1,0 +1,141 @@
+"""Every setting that a deployment may turn: one table, read when a task runs, each value validated.
+
+A setting is an Airflow Variable, so it can also be given as an environment variable (``AIRFLOW_VAR_RECALL_…``) or by a
+secrets backend. Nothing here is read when a Dag file is parsed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from airflow.sdk import Variable
+
+from include.provider.errors import BadSettingError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+PROJECT_FOLDER = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Setting(Generic[T]):
+    """One Airflow Variable with its default.
+
+    :param name: the Variable's name.
+    :param default: what holds when the Variable is unset.
+    :param parse: turns the Variable's text into the value; raises :class:`ValueError` with the reason.
+    :param doc: what it does, with its unit.
+    """
+
+    name: str
+    default: T
+    parse: Callable[[str], T]
+    doc: str
+
+    def get(self) -> T:
+        """Read the Variable.
+
+        :raises BadSettingError: the Variable is set to something that it can't mean.
+        """
+        raw: Any = Variable.get(self.name, default=None)
+        if raw is None or str(raw).strip() == "":
+            return self.default
+        try:
+            return self.parse(str(raw).strip())
+        except ValueError as error:
+            raise BadSettingError(f"Airflow Variable {self.name} is {str(raw)[:80]!r}: {error}. {self.doc}") from None
+
+
+def _number(low: float, high: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise ValueError("not a number") from None
+        if not low <= value <= high:
+            raise ValueError(f"must be between {low:g} and {high:g}")
+        return value
+
+    return parse
+
+
+def _whole_number(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not low <= int(text) <= high:
+            raise ValueError(f"must be a whole number between {low} and {high}")
+        return int(text)
+
+    return parse
+
+
+def _archive_uri(text: str) -> str:
+    if not text.startswith(("s3://", "file:///")):
+        raise ValueError("must be s3://bucket/prefix or file:///absolute/folder")
+    return text
+
+
+ARCHIVE_URI: Setting[str] = Setting(
+    "recall_archive_uri",
+    (PROJECT_FOLDER / "archive").as_uri(),
+    _archive_uri,
+    "Where the archive is: s3://bucket/prefix or file:///absolute/folder.",
+)
+POLL_SECONDS: Setting[float | None] = Setting(
+    "recall_poll_seconds",
+    None,
+    _number(0.1, 3600),
+    "Seconds between two looks at a bot that is waited for; unset, it follows what the bot is doing (5 to 60 s).",
+)
+MEDIA_TIMEOUT_SECONDS: Setting[float] = Setting(
+    "recall_media_timeout_seconds",
+    3600.0,
+    _number(1, 7 * 86400),
+    "Seconds to wait for the separate audio once the recording itself is finished.",
+)
+WAIT_TIMEOUT_SECONDS: Setting[float] = Setting(
+    "recall_wait_timeout_seconds",
+    86400.0,
+    _number(1, 31 * 86400),
+    "Seconds for the whole wait, counted from the bot's join time where that lies ahead.",
+)
+RETENTION_HOURS: Setting[int] = Setting(
+    "recall_retention_hours",
+    166,
+    _whole_number(1, 24 * 3650),
+    "Hours that Recall keeps the media of a bot that we send (166 h stays inside the free week).",
+)
+PCM_RATE: Setting[int] = Setting(
+    "recall_pcm_rate",
+    16000,
+    _whole_number(8000, 192000),
+    "Samples per second assumed for headerless PCM (format raw); recorded in the manifest as assumed.",
+)
+PCM_WIDTH: Setting[int] = Setting(
+    "recall_pcm_width",
+    2,
+    _whole_number(1, 4),
+    "Bytes per sample assumed for headerless PCM.",
+)
+PCM_CHANNELS: Setting[int] = Setting(
+    "recall_pcm_channels",
+    1,
+    _whole_number(1, 8),
+    "Channels assumed for headerless PCM.",
+)
+
+SETTINGS: tuple[Setting[Any], ...] = (
+    ARCHIVE_URI,
+    POLL_SECONDS,
+    MEDIA_TIMEOUT_SECONDS,
+    WAIT_TIMEOUT_SECONDS,
+    RETENTION_HOURS,
+    PCM_RATE,
+    PCM_WIDTH,
+    PCM_CHANNELS,
+)
+"""All settings, in the order of the table in the README (which a test compares with this)."""

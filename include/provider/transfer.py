@@ -1,0 +1,423 @@
+"""What happens to a recording on its way from Recall to the archive: planned, copied, settled. Knows no Airflow.
+
+The three steps share nothing but ids and the archive itself, so each can run on another machine, and each can be run
+again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import unicodedata
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from include.archive import manifest as manifests
+from include.archive.copy import StoredPart, archive_body
+from include.archive.errors import StorageError
+from include.archive.layout import MANIFEST_NAME, part_stem
+from include.errors import CodedError
+from include.provider.errors import PartsOwedError
+from include.recall.errors import RecallError, RecallMediaDeletedError, RecallMediaFailedError, RecallNotFoundError
+from include.recall.parts import list_parts, open_part
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from include.archive.audio import PcmFormat
+    from include.archive.stores import Store
+    from include.recall.client import RecallClient
+    from include.recall.media import MediaClient
+    from include.recall.models import AudioArtifact, AudioPart, Participant, Recording
+
+log = logging.getLogger(__name__)
+
+SINGLE_PARTICIPANT_LIMIT = 32
+"""Up to so many participants of a run, each has a batch of its own."""
+
+MAX_BATCHES = 40
+"""Above that limit, participants share about so many batches."""
+
+XCOM_LIMIT = 48 * 1024
+"""Bytes that one XCom row of ours may take."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The participants of one recording that one mapped task archives: ids only, fit for XCom.
+
+    :param recording_id: the recording.
+    :param folder: its folder in the archive.
+    :param artifact_ids: the artifacts that these participants have parts in.
+    :param participant_ids: the participants, scoped by the recording.
+    """
+
+    recording_id: str
+    folder: str
+    artifact_ids: list[str]
+    participant_ids: list[int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON can hold them."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The two ends of a transfer.
+
+    :param client: the source's API.
+    :param media: fetches from the source's signed links.
+    :param store: the destination.
+    """
+
+    client: RecallClient
+    media: MediaClient
+    store: Store
+
+
+def already_settled(store: Store, folder: str) -> Settled | None:
+    """Return what a recording's manifest says if every object that it lists is there as listed, else ``None``."""
+    manifest = manifests.load(store, folder)
+    if manifest is None:
+        return None
+    problems = [one for one in manifests.check(store, folder, manifest) if one.kind != "extra"]
+    for problem in problems:
+        log.warning("%s/%s is %s: %s", folder, problem.key, problem.kind, problem.detail)
+    return None if problems else _settled(store, folder, manifest)
+
+
+def plan(ends: Ends, recordings: Iterable[tuple[str, str]]) -> list[Batch]:
+    """List every part of every artifact of some recordings, grouped by participant.
+
+    :param recordings: id and folder of each.
+    """
+    found: list[tuple[str, str, dict[int, list[str]]]] = []
+    for recording_id, folder in recordings:
+        artifacts_of: dict[int, list[str]] = {}
+        for artifact in _usable(ends.client.list_audio_separate(recording_id)):
+            for part in list_parts(ends.client, ends.media, artifact.id, artifact=artifact).parts:
+                artifact_ids = artifacts_of.setdefault(part.participant.id, [])
+                if artifact.id not in artifact_ids:
+                    artifact_ids.append(artifact.id)
+        found.append((recording_id, folder, artifacts_of))
+    total = sum(len(artifacts_of) for _, _, artifacts_of in found)
+    size = 1 if total <= SINGLE_PARTICIPANT_LIMIT else -(-total // MAX_BATCHES)
+    return [
+        Batch(
+            recording_id=recording_id,
+            folder=folder,
+            artifact_ids=list(dict.fromkeys(one for who in some for one in artifacts_of[who])),
+            participant_ids=some,
+        )
+        for recording_id, folder, artifacts_of in found
+        for some in _chunks(sorted(artifacts_of), size)
+    ]
+
+
+def archive(
+    ends: Ends,
+    batch: Batch,
+    *,
+    pcm: PcmFormat,
+    stop: threading.Event,
+    show: Callable[[str], None] = lambda label: None,
+) -> list[dict[str, Any]]:
+    """Archive every part of a batch's participants; what fails doesn't keep the rest from being stored.
+
+    :param pcm: how headerless samples are laid out.
+    :param stop: set it to end the copy.
+    :param show: called with the participants' names as soon as they are known.
+    :return: a receipt for each part: ``artifact_id``, ``part_id`` and the fields of :class:`StoredPart`.
+    :raises CodedError: some parts could not be stored; its ``owed`` names each with its own code.
+    """
+    manifest = manifests.load(ends.store, batch.folder)
+    proven = {(part.artifact_id, part.part_id): part.sha256 for part in manifest.parts} if manifest else {}
+    receipts: list[dict[str, Any]] = []
+    failures: list[tuple[str, str | None, CodedError]] = []
+    for artifact_id in batch.artifact_ids:
+        try:
+            listing = list_parts(ends.client, ends.media, artifact_id)
+        except CodedError as error:
+            failures.append((artifact_id, None, error))
+            continue
+        show(label(listing.parts, batch.participant_ids))
+        for part in listing.parts:
+            if part.participant.id not in batch.participant_ids:
+                continue
+            try:
+                stored = archive_body(
+                    open_part(ends.client, ends.media, artifact_id, part),
+                    ends.store,
+                    part_stem(part.participant.id, artifact_id, part.id),
+                    folder=batch.folder,
+                    source_format=listing.artifact.format,
+                    ids={"recording-id": batch.recording_id, "artifact-id": artifact_id, "part-id": part.id},
+                    duration=part.duration,
+                    pcm=pcm,
+                    stop=stop,
+                    expected_sha256=proven.get((artifact_id, part.id)),
+                )
+            except CodedError as error:
+                if stop.is_set() or (isinstance(error, StorageError) and error.permanent):
+                    raise  # no other part would fare better
+                failures.append((artifact_id, part.id, error))
+            else:
+                log.info("Part %s: %s as %s, %d bytes", part.id, stored.action, stored.key, stored.bytes)
+                receipts.append({"artifact_id": artifact_id, "part_id": part.id, **stored.to_dict()})
+    if failures:
+        raise _summed_up(failures, len(receipts))
+    return receipts
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A recording with a manifest.
+
+    :param recording_id: the recording.
+    :param outcome: the manifest's own word: ``archived``, ``archived_with_gaps`` or ``nothing_to_archive``.
+    :param folder: its folder in the archive.
+    :param manifest_uri: the manifest's address.
+    :param parts: how many parts are stored.
+    :param bytes: how many bytes they have.
+    """
+
+    recording_id: str
+    outcome: str
+    folder: str
+    manifest_uri: str
+    parts: int
+    bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON can hold them."""
+        return asdict(self)
+
+
+def settle(
+    ends: Ends,
+    recording_id: str,
+    folder: str,
+    *,
+    bot_id: str | None,
+    receipts: Iterable[Mapping[str, Any]],
+    reasons: Mapping[tuple[str, str | None], str],
+) -> Settled:
+    """Write a recording's manifest, if everything that the source can give is stored; else say what is owed.
+
+    What is to be there comes from the source, what is there from the store: a receipt alone proves nothing.
+
+    :param bot_id: the recording's bot, where known.
+    :param receipts: what :func:`archive` returned for the recording's batches.
+    :param reasons: the code with which a part (or, under part ``None``, a whole artifact) failed, to say why it is
+        owed.
+    :raises PartsOwedError: some parts are not stored yet; its ``owed`` names them.
+    :raises RecallMediaFailedError: the source has nothing but failed artifacts.
+    :raises RecallMediaDeletedError: the source has nothing but deleted artifacts.
+    """
+    recording = _recording(ends.client, recording_id, bot_id)
+    artifacts = ends.client.list_audio_separate(recording_id)
+    lost = [_lost(artifact) for artifact in artifacts if artifact.status in ("failed", "deleted")]
+    usable = _usable(artifacts)
+    if lost and not usable:
+        kind = (
+            RecallMediaFailedError if any(one.error_code == "media_failed" for one in lost) else RecallMediaDeletedError
+        )
+        raise kind(f"recording {recording_id} is not archived: {lost[0].message}")
+    owed = [
+        {"artifact_id": artifact.id, "code": f"audio_{artifact.status}"}
+        for artifact in artifacts
+        if artifact not in usable and artifact.status not in ("failed", "deleted")
+    ]
+    stored = {(one["artifact_id"], one["part_id"]): one for one in receipts}
+    people = _everyone(ends.media, recording)
+    entries: list[manifests.PartEntry] = []
+    for artifact in usable:
+        for part in list_parts(ends.client, ends.media, artifact.id, artifact=artifact).parts:
+            people.append(part.participant)
+            if receipt := stored.get((artifact.id, part.id)):
+                entries.append(_entry(part, artifact.id, StoredPart.from_dict(receipt)))
+            else:
+                code = reasons.get((artifact.id, part.id)) or reasons.get((artifact.id, None)) or "not_archived"
+                owed.append({"artifact_id": artifact.id, "part_id": part.id, "code": code})
+    manifest = manifests.Manifest.build(
+        recording=_facts(recording, ends.client.region),
+        participants=[_person(one) for one in people],
+        parts=entries,
+        missing=lost,
+        outcome_reason=_reason(entries, lost),
+    )
+    owed += [
+        {"artifact_id": str(problem.artifact_id), "part_id": str(problem.part_id), "code": f"object_{problem.kind}"}
+        for problem in manifests.check(ends.store, folder, manifest)
+        if problem.kind != "extra"
+    ]
+    if owed:
+        raise _owed(recording_id, owed, len(entries))
+    manifests.publish(ends.store, folder, manifest)
+    return _settled(ends.store, folder, manifest)
+
+
+def label(parts: Iterable[AudioPart], participant_ids: Sequence[int]) -> str:
+    """Return what a person reads on a mapped task: the participants' names, made harmless and short.
+
+    :param parts: all parts of the artifact, so that people who share a name are told apart by their ids.
+    :param participant_ids: whose task it is.
+    """
+    names = {part.participant.id: _harmless(part.participant.name) for part in parts}
+    times = Counter(name for name in names.values() if name)
+
+    def one(participant_id: int) -> str:
+        name = names.get(participant_id, "")
+        if not name:
+            return f"Participant {participant_id}"
+        return name if times[name] == 1 else f"{name} ({participant_id})"
+
+    shown = ", ".join(one(participant_id) for participant_id in participant_ids[:3])
+    more = len(participant_ids) - 3
+    return (f"{shown} and {more} more" if more > 0 else shown)[:240]
+
+
+def fit_for_xcom(receipts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the receipts if one XCom row holds them, else only what the store can't tell by itself: nothing.
+
+    Settling then reads the stored objects themselves.
+    """
+    return receipts if len(json.dumps(receipts)) <= XCOM_LIMIT else []
+
+
+def _usable(artifacts: Iterable[AudioArtifact]) -> list[AudioArtifact]:
+    return [artifact for artifact in artifacts if artifact.status == "done" and artifact.download_url is not None]
+
+
+def _chunks(items: list[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def _harmless(name: str | None) -> str:
+    """Escape what could reorder, break or hide a line of text (control, format, surrogate, unassigned characters)."""
+    shown = "".join(
+        char if unicodedata.category(char)[0] != "C" else f"\\u{ord(char):04x}" for char in (name or "").strip()[:80]
+    )
+    return shown[:80]
+
+
+def _summed_up(failures: list[tuple[str, str | None, CodedError]], stored: int) -> CodedError:
+    """Make one error of many: it can be retried if any of them can, and names them all."""
+    passing = [error for _, _, error in failures if not error.permanent]
+    first = passing[0] if passing else failures[0][2]
+    error = CodedError(
+        first.message
+        if len(failures) == 1
+        else f"{len(failures)} parts failed, {stored} are stored; first: {first.message}",
+        code=first.code,
+        permanent=not passing,
+        retry_after=max((one.retry_after or 0.0 for one in passing), default=0.0) or None,
+    )
+    error.owed = [  # type: ignore[attr-defined]
+        {"artifact_id": artifact_id, "code": one.code, **({} if part_id is None else {"part_id": part_id})}
+        for artifact_id, part_id, one in failures[:200]
+    ]
+    return error
+
+
+def _recording(client: RecallClient, recording_id: str, bot_id: str | None) -> Recording:
+    """Read a recording with all that is known about it; only its bot knows the platform."""
+    if bot_id is not None:
+        try:
+            for recording in client.get_bot(bot_id).recordings:
+                if recording.id == recording_id:
+                    return recording
+        except RecallNotFoundError:
+            log.info("Bot %s is gone, the recording stands alone", bot_id)
+    return client.get_recording(recording_id)
+
+
+def _everyone(media: MediaClient, recording: Recording) -> list[Participant]:
+    """Return everyone who was there, the silent ones too, as far as the source tells."""
+    if recording.participants_url is None:
+        return []
+    try:
+        return media.get_participants(recording.participants_url)
+    except RecallError as error:
+        log.warning("The list of participants can't be had, only those with audio are named: %s", error)
+        return []
+
+
+def _lost(artifact: AudioArtifact) -> manifests.MissingPart:
+    return manifests.MissingPart(
+        artifact_id=artifact.id,
+        part_id=None,
+        participant_id=None,
+        error_code=f"media_{artifact.status}",
+        message=f"artifact {artifact.id} is {artifact.status} at Recall ({artifact.sub_code or 'no reason given'})",
+    )
+
+
+def _facts(recording: Recording, region: str | None) -> manifests.RecordingFacts:
+    return manifests.RecordingFacts(
+        id=recording.id,
+        created_at=recording.created_at,
+        region=region,
+        bot_id=recording.bot_id,
+        started_at=recording.started_at,
+        completed_at=recording.completed_at,
+        expires_at=recording.expires_at,
+        title=recording.title,
+        platform=recording.platform,
+        metadata=recording.metadata,
+    )
+
+
+def _person(participant: Participant) -> manifests.ParticipantFacts:
+    return manifests.ParticipantFacts(
+        id=participant.id,
+        name=participant.name,
+        is_host=participant.is_host,
+        platform=participant.platform,
+        email=participant.email,
+    )
+
+
+def _entry(part: AudioPart, artifact_id: str, stored: StoredPart) -> manifests.PartEntry:
+    return manifests.PartEntry.of(
+        stored,
+        artifact_id=artifact_id,
+        part_id=part.id,
+        participant_id=part.participant.id,
+        start_relative_seconds=part.start_relative,
+        start_absolute=part.start_absolute,
+        duration_seconds=part.duration,
+    )
+
+
+def _reason(entries: Sequence[manifests.PartEntry], lost: Sequence[manifests.MissingPart]) -> str | None:
+    if lost:
+        return f"{len(lost)} of the recording's artifacts can't be had any more"
+    if not entries:
+        return "the recording is finished and its separate audio holds no part: nobody spoke"
+    return None
+
+
+def _owed(recording_id: str, owed: list[dict[str, str]], stored: int) -> PartsOwedError:
+    codes = ", ".join(sorted({one["code"] for one in owed}))
+    error = PartsOwedError(
+        f"recording {recording_id} is not settled: {len(owed)} owed ({codes}), "
+        f"{stored} stored and kept; run archive_meeting again with this recording_id to fetch what is missing"
+    )
+    error.owed = owed[:200]
+    return error
+
+
+def _settled(store: Store, folder: str, manifest: manifests.Manifest) -> Settled:
+    return Settled(
+        recording_id=manifest.recording.id,
+        outcome=manifest.outcome,
+        folder=folder,
+        manifest_uri=store.uri(f"{folder}/{MANIFEST_NAME}"),
+        parts=len(manifest.parts),
+        bytes=sum(part.bytes for part in manifest.parts),
+    )
