@@ -1,0 +1,444 @@
+"""The client of Recall's API, and the only place that builds requests with the key."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from http.cookiejar import DefaultCookiePolicy
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+from urllib.parse import SplitResult, quote, urlencode, urljoin, urlsplit
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+
+from include.recall.errors import (
+    RecallApiError,
+    RecallAuthError,
+    RecallBlockedError,
+    RecallConfigError,
+    RecallConflictError,
+    RecallError,
+    RecallNoBotsError,
+    RecallNotFoundError,
+    RecallPaginationError,
+    RecallPaymentError,
+    RecallRateLimitError,
+    RecallRequestError,
+    RecallResponseError,
+    RecallServerError,
+    RecallUnsafeRedirectError,
+)
+from include.recall.models import AudioArtifact, Bot, Recording, parse_page
+from include.recall.redaction import redact, redact_http_logs
+from include.recall.retry import RetryPolicy, parse_date, parse_retry_after
+from include.recall.transport import PlainWholeConnection, SecureWholeConnection, linked, reason_of, use_connections
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+REGIONS = ("us-west-2", "us-east-1", "eu-central-1", "ap-northeast-1")
+
+USER_AGENT = "recall-audio-archive"
+LARGEST_REPLY = 32 * 2**20
+MOST_PAGES = 10_000
+
+RequestKind = Literal["create", "list", "retrieve"]
+
+_SAFE_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_SAFE_KEY = re.compile(r"[!-~]{1,512}")
+
+_ERRORS: dict[int, tuple[type[RecallApiError], str]] = {
+    401: (RecallAuthError, "the API key is wrong, or belongs to another region"),
+    402: (RecallPaymentError, "the account's balance is too low"),
+    403: (RecallBlockedError, "Recall's firewall refused the request"),
+    409: (RecallConflictError, "the same request is still under way"),
+    429: (RecallRateLimitError, "the workspace's request budget is used up"),
+    507: (RecallNoBotsError, "no ad-hoc bot is free; try again with a new idempotency key"),
+}
+
+
+class RequestBudget(Protocol):
+    """A share of the workspace's request limits, asked before every request."""
+
+    def take(self, kind: RequestKind, longest: float) -> float:
+        """Reserve a request.
+
+        :param kind: which of Recall's limits it counts against.
+        :param longest: seconds that the caller can wait; if it had to wait longer, nothing is reserved.
+        :return: seconds to wait before the request may go.
+        """
+
+    def pause(self, kind: RequestKind, seconds: float) -> None:
+        """Take note that the API asked everyone to stay away for so long."""
+
+
+class _Adapter(HTTPAdapter):
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        use_connections(self.poolmanager, PlainWholeConnection, SecureWholeConnection)
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> urllib3.ProxyManager:
+        manager: urllib3.ProxyManager = super().proxy_manager_for(proxy, **kwargs)
+        use_connections(manager, PlainWholeConnection, SecureWholeConnection)
+        return manager
+
+
+@dataclass(frozen=True)
+class _Reply:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class RecallClient:
+    """Recall's API in one region.
+
+    Every call has a total deadline and raises :class:`~include.recall.errors.RecallError` alone. Besides what it names,
+    any method may raise ``request_failed``, ``auth_rejected``, ``request_blocked``, ``bad_request``, ``rate_limited``,
+    ``server_error``, ``bad_response``, ``schema_changed`` and ``unsafe_redirect``, and ``bad_config`` for an id that
+    can't be one.
+
+    The environment's proxies and netrc are ignored, cookies are not kept, and the key goes to the
+    base URL's host alone.
+
+    :param api_key: the key of the region; surrounding whitespace is dropped.
+    :param base_url: for example ``https://us-west-2.recall.ai``, see :meth:`base_url_for`; used as it stands.
+    :param region: the region's name, for messages and records; ``None`` behind a base URL of one's own.
+    :param budget: shares Recall's rate limits with others; none by default.
+    :param retry: when to try again; its sleep and clock can be replaced.
+    :param https_proxy: proxy for the API, none by default.
+    :param ca_bundle: file of trusted certificates, certifi's by default.
+    :param connect_timeout: seconds for one connection.
+    :param read_timeout: seconds for one whole reply.
+    :raises RecallConfigError: the key or base URL can't be used.
+    """
+
+    def __init__(
+        self,
+        *,
+        api_key: str,
+        base_url: str,
+        region: str | None = None,
+        budget: RequestBudget | None = None,
+        retry: RetryPolicy | None = None,
+        https_proxy: str | None = None,
+        ca_bundle: str | None = None,
+        connect_timeout: float = 10.0,
+        read_timeout: float = 30.0,
+    ) -> None:
+        redact_http_logs()
+        key = api_key.strip()
+        if not _SAFE_KEY.fullmatch(key):
+            raise RecallConfigError("the API key is empty or holds characters that no key has")
+        self.base_url = base_url.strip().rstrip("/")
+        self.region = region
+        self.server_time: datetime | None = None
+        self._base = _split_base(self.base_url)
+        self._budget = budget
+        self._retry = retry or RetryPolicy()
+        self._connect_timeout = connect_timeout
+        self._read_timeout = read_timeout
+        self._session = requests.Session()
+        self._session.trust_env = False
+        self._session.verify = ca_bundle or True
+        self._session.proxies = {"https": https_proxy} if https_proxy else {}
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
+        self._session.mount("https://", _Adapter())
+        self._session.mount("http://", _Adapter())
+        self._session.headers.clear()
+        self._session.headers.update(
+            {
+                "Authorization": key,
+                "Accept": "application/json",
+                "Accept-Encoding": "identity",
+                "User-Agent": USER_AGENT,
+            }
+        )
+
+    @staticmethod
+    def base_url_for(region: str) -> str:
+        """Return the base URL of a region.
+
+        :raises RecallConfigError: Recall has no such region.
+        """
+        if region not in REGIONS:
+            raise RecallConfigError(f"unknown Recall region {region[:64]!r}; known are {', '.join(REGIONS)}")
+        return f"https://{region}.recall.ai"
+
+    @property
+    def host(self) -> str:
+        """The API's host, as messages name it."""
+        return self._base.netloc
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._session.close()
+
+    def create_bot(self, request: Mapping[str, object], *, idempotency_key: str) -> Bot:
+        """Send a bot.
+
+        :param request: the body of Create Bot.
+        :param idempotency_key: the same for every try of one bot, also after a lost reply; a new one after
+            ``no_bots_available``.
+        :raises RecallNoBotsError: no ad-hoc bot is free; ``retry_after`` says when to try with a new key.
+        :raises RecallConflictError: a request with this key is still under way.
+        :raises RecallPaymentError: the balance is too low.
+        """
+        if not _SAFE_KEY.fullmatch(idempotency_key):
+            raise RecallConfigError("the idempotency key is empty or holds characters that a header can't")
+        body = json.dumps(request).encode()
+        return Bot.parse(self._call("POST", self._url("bot/"), "create", body=body, key=idempotency_key))
+
+    def get_bot(self, bot_id: str) -> Bot:
+        """Fetch a bot.
+
+        :raises RecallNotFoundError: ``bot_not_found``: the region doesn't know it.
+        """
+        return Bot.parse(self._retrieve("bot", bot_id, "bot_not_found"))
+
+    def find_bots(self, metadata: Mapping[str, str]) -> list[Bot]:
+        """List the bots that carry all of this metadata.
+
+        :param metadata: at least one pair.
+        """
+        if not metadata:
+            raise RecallConfigError("bots are found by metadata, and none was given")
+        params = {f"metadata__{name}": value for name, value in metadata.items()}
+        bots = (Bot.parse(entry, path) for entry, path in self._walk("bot/", params))
+        # A server that ignored the filter would make us adopt a stranger's bot.
+        return [bot for bot in bots if all(bot.metadata.get(name) == value for name, value in metadata.items())]
+
+    def get_recording(self, recording_id: str) -> Recording:
+        """Fetch a recording.
+
+        :raises RecallNotFoundError: ``recording_not_found``: the region doesn't know it.
+        """
+        return Recording.parse(self._retrieve("recording", recording_id, "recording_not_found"))
+
+    def list_recordings(
+        self,
+        bot_id: str | None = None,
+        *,
+        created_at_after: datetime | None = None,
+        created_at_before: datetime | None = None,
+        status_code: str | None = None,
+    ) -> list[Recording]:
+        """List recordings, all pages; a walk that can't be finished raises.
+
+        :param bot_id: only this bot's.
+        :param created_at_after: only those that began after it (which is not when they finished).
+        :param created_at_before: only those that began before it.
+        :param status_code: ``processing``, ``paused``, ``done`` or ``failed``.
+        """
+        params = {
+            "bot_id": None if bot_id is None else _checked_id(bot_id),
+            "created_at_after": _moment(created_at_after),
+            "created_at_before": _moment(created_at_before),
+            "status_code": status_code,
+        }
+        return [Recording.parse(entry, path, bot_id=bot_id) for entry, path in self._walk("recording/", params)]
+
+    def list_audio_separate(self, recording_id: str) -> list[AudioArtifact]:
+        """List a recording's separate audio, all pages; empty if there is none (yet)."""
+        params = {"recording_id": _checked_id(recording_id)}
+        artifacts = (AudioArtifact.parse(entry, path) for entry, path in self._walk("audio_separate/", params))
+        return [artifact for artifact in artifacts if artifact.recording_id == recording_id]
+
+    def get_audio_separate(self, artifact_id: str) -> AudioArtifact:
+        """Fetch one artifact, with a fresh link.
+
+        :raises RecallNotFoundError: ``artifact_not_found``: the region doesn't know it, or it was deleted.
+        """
+        return AudioArtifact.parse(self._retrieve("audio_separate", artifact_id, "artifact_not_found"))
+
+    def _retrieve(self, resource: str, one: str, not_found: str) -> object:
+        try:
+            return self._call("GET", self._url(f"{resource}/{_checked_id(one)}/"), "retrieve")
+        except RecallApiError as error:
+            if error.status != 404:
+                raise
+        raise RecallNotFoundError(
+            f"{self.host} knows no {resource} {one}: it was never there, was deleted, or lives in another region",
+            status=404,
+            code=not_found,
+        )
+
+    def _walk(self, path: str, params: Mapping[str, str | None]) -> Iterator[tuple[object, str]]:
+        query = urlencode({name: value for name, value in params.items() if value is not None}, quote_via=quote)
+        url: str | None = f"{self._url(path)}?{query}" if query else self._url(path)
+        seen: set[str] = set()
+        while url is not None:
+            seen.add(url)
+            entries, following = parse_page(self._call("GET", url, "list"))
+            yield from entries
+            url = None if following is None else self._checked_next(following, url, seen)
+
+    def _checked_next(self, following: str, url: str, seen: set[str]) -> str:
+        target = urljoin(url, following)
+        if not self._is_ours(target, urlsplit(url).path):
+            raise RecallPaginationError(
+                f"a list of {self.host} continues at another address; the key is not sent there"
+            )
+        if target in seen:
+            raise RecallPaginationError(f"a list of {self.host} repeats itself: its next page was read before")
+        if len(seen) >= MOST_PAGES:
+            raise RecallPaginationError(f"a list of {self.host} doesn't end after {MOST_PAGES} pages")
+        return target
+
+    def _is_ours(self, url: str, path: str) -> bool:
+        """Tell whether a URL is the same resource of the API, but for its query and last slash."""
+        try:
+            target = urlsplit(url)
+            same_origin = (target.scheme, target.hostname, _port(target)) == (
+                self._base.scheme,
+                self._base.hostname,
+                _port(self._base),
+            )
+        except ValueError:
+            return False
+        return same_origin and "@" not in target.netloc and target.path.rstrip("/") == path.rstrip("/")
+
+    def _url(self, path: str) -> str:
+        return f"{self.base_url}/api/v1/{path}"
+
+    def _call(
+        self, method: str, url: str, kind: RequestKind, *, body: bytes | None = None, key: str | None = None
+    ) -> object:
+        headers = {}
+        if body is not None and key is not None:
+            headers = {"Content-Type": "application/json", "Idempotency-Key": key}
+
+        def attempt(end: float) -> object:
+            self._wait_for_budget(kind, end)
+            reply = self._send(method, url, headers, body, end)
+            if 300 <= reply.status < 400:
+                reply = self._send(method, self._redirected(method, url, reply), headers, body, end)
+            return self._read(reply, f"{method} {urlsplit(url).path}", kind)
+
+        return self._retry.run(attempt)
+
+    def _wait_for_budget(self, kind: RequestKind, end: float) -> None:
+        if self._budget is None:
+            return
+        left = max(0.0, end - self._retry.clock())
+        wait = self._budget.take(kind, left)
+        if wait > left:
+            raise RecallRateLimitError(
+                f"our share of {self.host}'s request budget is used up", status=429, retry_after=wait
+            )
+        if wait > 0:
+            self._retry.sleep(wait)
+
+    def _send(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, end: float) -> _Reply:
+        left = max(0.01, end - self._retry.clock())
+        failure: RecallError
+        try:
+            with self._session.request(
+                method,
+                url,
+                headers=dict(headers),
+                data=body,
+                timeout=(min(left, self._connect_timeout), min(left, self._read_timeout)),
+                allow_redirects=False,
+                stream=True,
+            ) as response:
+                content = response.raw.read(LARGEST_REPLY + 1, decode_content=False)
+                reply = _Reply(response.status_code, response.headers, content)
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            failure = self._failure(error)
+        else:
+            self.server_time = parse_date(reply.headers.get("Date"))
+            return reply
+        raise failure  # outside of the handler, so that no library's text with the URL in it hangs on
+
+    def _failure(self, error: Exception) -> RecallError:
+        if any(isinstance(one, urllib3.exceptions.IncompleteRead) for one in linked(error)):
+            return RecallResponseError(f"{self.host} sent less than it announced")
+        reason, permanent = reason_of(error)
+        return RecallRequestError(f"no reply from {self.host}: {reason}", permanent=permanent)
+
+    def _redirected(self, method: str, url: str, reply: _Reply) -> str:
+        target = urljoin(url, reply.headers.get("Location") or "")
+        if method == "GET" and target != url and self._is_ours(target, urlsplit(url).path):
+            return target
+        raise RecallUnsafeRedirectError(
+            f"{self.host} answered {reply.status} and sent us elsewhere; check the base URL"
+        )
+
+    def _read(self, reply: _Reply, what: str, kind: RequestKind) -> object:
+        if reply.status not in (200, 201):
+            error = self._refusal(reply, what)
+            if error.status == 429 and self._budget is not None and error.retry_after is not None:
+                self._budget.pause(kind, error.retry_after)
+            raise error
+        where = f"{what} at {self.host}"
+        if len(reply.body) > LARGEST_REPLY:
+            raise RecallResponseError(f"{where} answered with more than {LARGEST_REPLY} bytes")
+        try:
+            data = json.loads(reply.body, parse_constant=_no_constant)
+        except (ValueError, RecursionError):
+            data = None
+        if not isinstance(data, dict):
+            kind_of_body = reply.headers.get("Content-Type") or "no content type"
+            raise RecallResponseError(
+                f"{where} answered {reply.status} with {len(reply.body)} bytes that are no JSON object "
+                f"({redact(kind_of_body)[:60]})"
+            )
+        return data
+
+    def _refusal(self, reply: _Reply, what: str) -> RecallApiError:
+        known = _ERRORS.get(reply.status)
+        if known is None and reply.status >= 500:
+            known = (RecallServerError, "the server failed")
+        cls, hint = known or (RecallApiError, "the API refused the request")
+        said = _shown(reply.body)
+        return cls(
+            f"{what} at {self.host} answered {reply.status}: {hint}" + (f"; it said: {said}" if said else ""),
+            status=reply.status,
+            retry_after=None if reply.status < 500 and cls.permanent else parse_retry_after(reply.headers),
+        )
+
+
+def _split_base(base_url: str) -> SplitResult:
+    try:
+        base = urlsplit(base_url)
+        usable = base.scheme in ("http", "https") and base.hostname and _port(base)
+    except ValueError:
+        usable = False
+    if not usable or "@" in base.netloc or base.query or base.fragment:
+        raise RecallConfigError("the base URL must be like https://us-west-2.recall.ai, without user or query")
+    return base
+
+
+def _port(url: SplitResult) -> int:
+    return url.port or {"http": 80, "https": 443}.get(url.scheme, 0)
+
+
+def _checked_id(one: str) -> str:
+    if not _SAFE_ID.fullmatch(one):
+        raise RecallConfigError(f"{one[:80]!r} can't be an id of Recall")
+    return one
+
+
+def _moment(moment: datetime | None) -> str | None:
+    if moment is None:
+        return None
+    if moment.tzinfo is None:
+        raise RecallConfigError("a time to filter by needs a time zone")
+    return moment.astimezone(timezone.utc).isoformat().replace("+00:00", "Z")
+
+
+def _no_constant(name: str) -> object:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _shown(body: bytes) -> str:
+    """Return what a reply says, as at most 200 characters of one line without markup and secrets."""
+    text = body[:20_000].decode("utf-8", "replace")
+    text = re.sub(r"(?is)<(script|style|title)\b.*?</\1\s*>|<[^>]*>|<!--.*?-->", " ", text)
+    text = "".join(char if char.isprintable() else " " for char in html.unescape(text))
+    return redact(" ".join(text.split()))[:200]

@@ -1,0 +1,596 @@
+"""Fetching from signed links: parts lists and audio.
+
+A link is whatever the API, or whoever stands in for it, made it. So this client holds no key and no cookies, decides
+itself which addresses it connects to, and believes a body to be whole only if its length says so.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import codecs
+import ipaddress
+import json
+import re
+import socket
+import ssl
+import time
+from typing import TYPE_CHECKING, NoReturn
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+import urllib3
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
+from urllib3.connection import HTTPConnection
+from urllib3.exceptions import HTTPError, NameResolutionError, NewConnectionError
+from urllib3.util.connection import create_connection
+
+from include.recall.errors import (
+    RecallConfigError,
+    RecallError,
+    RecallHostNotAllowedError,
+    RecallLinkExpiredError,
+    RecallMediaCutError,
+    RecallMediaForbiddenError,
+    RecallMediaSlowError,
+    RecallRateLimitError,
+    RecallRequestError,
+    RecallResponseError,
+    RecallSchemaError,
+    RecallServerError,
+    RecallTooLargeError,
+    RecallUnexpectedContentError,
+    RecallUnsafeRedirectError,
+)
+from include.recall.models import AudioPart
+from include.recall.redaction import redact_http_logs
+from include.recall.retry import RetryPolicy, parse_retry_after
+from include.recall.transport import PlainConnection, SecureConnection, linked, reason_of, use_connections
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Mapping
+
+    from urllib3.response import BaseHTTPResponse
+
+    from include.recall.models import SignedLink
+
+USER_AGENT = "recall-audio-archive"
+MOST_REDIRECTS = 3
+LARGEST_PARTS_LIST = 64 * 2**20
+LARGEST_ENTRY = 2**20
+MOST_PARTS = 200_000
+PARTS_LIST_SECONDS = 300.0
+CHUNK = 256 * 1024
+
+# 400 is S3's answer to an expired session token.
+_REFUSED = frozenset({400, 401, 403, 404, 410})
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
+_SPACE = re.compile(r"[ \t\r\n]*")
+_DIGEST_BYTES = {"md5": 16, "sha256": 32, "crc32": 4}
+
+
+class MediaBody:
+    """One body on its way.
+
+    :param response: the open reply.
+    :param offset: where in the whole body it begins.
+    :param length: bytes of the whole body; ``None`` if nobody told.
+    :param min_rate: bytes per second that must come in every window, counting only the time spent waiting for them.
+    :param window: seconds.
+    :param end: when the body must be complete, on ``clock``; ``None`` for no limit.
+    """
+
+    def __init__(
+        self,
+        response: BaseHTTPResponse,
+        *,
+        offset: int,
+        length: int | None,
+        min_rate: float,
+        window: float,
+        end: float | None,
+        clock: Callable[[], float],
+    ) -> None:
+        self.offset = offset
+        self.length = length
+        self.etag = _strong(response.headers.get("ETag"))
+        self.content_type = response.headers.get("Content-Type")
+        self.checksums = _checksums(response.headers) if response.status == 200 else {}
+        self._response = response
+        self._position = offset
+        self._min_rate = min_rate
+        self._window = window
+        self._end = end
+        self._clock = clock
+        self._waited = 0.0
+        self._came = 0
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Read what comes next into ``buffer``.
+
+        :return: how many bytes; 0 at the end of the whole body.
+        :raises RecallMediaCutError: the connection ended too early.
+        :raises RecallMediaSlowError: too little came for too long.
+        """
+        started = self._clock()
+        failure: RecallError | None = None
+        try:
+            data = self._response.read1(len(buffer), decode_content=False)
+        except (HTTPError, OSError) as error:
+            failure = _failure(error, f"byte {self._position} of a body")
+        else:
+            buffer[: len(data)] = data
+            self._position += len(data)
+            failure = self._shortcoming(len(data), started, self._clock())
+        if failure is not None:
+            self.close()
+            raise failure
+        return len(data)
+
+    def close(self) -> None:
+        """Let go of the connection; it is kept for the next request if the body was read to its end."""
+        self._response.close()
+
+    def _shortcoming(self, came: int, started: float, now: float) -> RecallError | None:
+        if came == 0:
+            if self.length is not None and self._position < self.length:
+                return RecallMediaCutError(f"the body ended at byte {self._position} of {self.length}")
+            return None
+        if self._end is not None and now >= self._end:
+            return RecallMediaSlowError(f"the body was not complete in time, at byte {self._position}")
+        self._came += came
+        self._waited += now - started
+        if self._waited < self._window:
+            return None
+        if self._came < self._min_rate * self._waited:
+            return RecallMediaSlowError(f"only {self._came} bytes in {self._waited:.0f} s, at byte {self._position}")
+        self._came, self._waited = 0, 0.0
+        return None
+
+
+class MediaClient:
+    """Fetches from signed links, without key, cookies, netrc or proxies.
+
+    Addresses: https to public addresses, and whatever is in ``allowed_hosts``. Names are resolved here, and the socket
+    is connected to the very address that was checked.
+
+    :param allowed_hosts: ``host`` or ``host:port`` that may also be private, loopback or plain http.
+    :param connect_timeout: seconds for one address.
+    :param read_timeout: seconds for the headers, and for each wait within a body.
+    :param min_bytes_per_second: a body slower than this for ``rate_window`` seconds is given up.
+    :param rate_window: seconds.
+    :param total_deadline: seconds for one body; none by default, since a minimum rate bounds it.
+    :param ca_bundle: file of trusted certificates, certifi's by default.
+    :param retry: when to fetch a parts list again; bodies of audio are resumed by who reads them.
+    :param clock: monotonic seconds.
+    :raises RecallConfigError: an allowed host can't be one.
+    """
+
+    def __init__(
+        self,
+        *,
+        allowed_hosts: Collection[str] = (),
+        connect_timeout: float = 10.0,
+        read_timeout: float = 30.0,
+        min_bytes_per_second: float = 1024.0,
+        rate_window: float = 30.0,
+        total_deadline: float | None = None,
+        ca_bundle: str | None = None,
+        retry: RetryPolicy | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        redact_http_logs()
+        self._allowed = frozenset(_host_and_port(entry) for entry in allowed_hosts)
+        self._timeout = urllib3.Timeout(connect=connect_timeout, read=read_timeout)
+        self._min_rate = min_bytes_per_second
+        self._window = rate_window
+        self._total_deadline = total_deadline
+        self._retry = retry or RetryPolicy(deadline=PARTS_LIST_SECONDS)
+        self._clock = clock
+        # A pool manager of urllib3 never looks at the environment, and knows neither cookies nor credentials.
+        self._pools = urllib3.PoolManager(
+            maxsize=8, ssl_context=ssl.create_default_context(cafile=ca_bundle or DEFAULT_CA_BUNDLE_PATH)
+        )
+        rules = {"is_allowed": staticmethod(self._is_allowed)}
+        use_connections(
+            self._pools,
+            type("PlainVetted", (_Vetted, PlainConnection), rules),
+            type("SecureVetted", (_Vetted, SecureConnection), rules),
+        )
+
+    def close(self) -> None:
+        """Close the connections that are not in use."""
+        self._pools.clear()
+
+    def get_parts(self, link: SignedLink) -> list[AudioPart]:
+        """Fetch a parts list.
+
+        :param link: an artifact's ``download_url``.
+        :raises RecallLinkExpiredError: the link is refused; fetch the artifact anew.
+        :raises RecallSchemaError: it is no array, or an entry lacks what nothing works without.
+        :raises RecallTooLargeError: it is beyond every plausible size.
+        :raises RecallResponseError: it is not JSON.
+        """
+
+        def attempt(end: float) -> list[AudioPart]:
+            body = self._open(link, 0, None, end=self._clock() + end - self._retry.clock())
+            try:
+                return _read_parts(_chunks(body))
+            finally:
+                body.close()
+
+        return self._retry.run(attempt)
+
+    def open(self, link: SignedLink, *, offset: int = 0, if_match: str | None = None) -> MediaBody:
+        """Begin to fetch a body.
+
+        :param link: a part's ``download_url``.
+        :param offset: byte to go on from. The body's own ``offset`` is 0 instead if the server can't, or if the body is
+            no longer the one of ``if_match``.
+        :param if_match: strong entity tag of the body that is resumed.
+        :raises RecallLinkExpiredError: the link is refused; a fresh one may help.
+        :raises RecallHostNotAllowedError: the address rule forbids it; nothing was sent.
+        :raises RecallUnsafeRedirectError: so it does for a redirect's target, or there are too many.
+        :raises RecallUnexpectedContentError: the reply can't be the body.
+        :raises RecallRateLimitError: the host asked to wait.
+        :raises RecallServerError: the host failed.
+        :raises RecallRequestError: its certificate can't be trusted.
+        :raises RecallMediaCutError: it can't be reached.
+        :raises RecallMediaSlowError: it doesn't answer in time.
+        """
+        end = None if self._total_deadline is None else self._clock() + self._total_deadline
+        return self._open(link, offset, if_match, end=end)
+
+    def _open(self, link: SignedLink, offset: int, if_match: str | None, *, end: float | None) -> MediaBody:
+        headers = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity"}
+        if offset:
+            headers["Range"] = f"bytes={offset}-"
+            if if_match is not None:
+                headers["If-Match"] = if_match
+        response = self._get(link.reveal(), headers)
+        try:
+            placed = _place(response, link.host, offset, if_match)
+        except RecallError:
+            response.close()
+            raise
+        if placed is None:
+            response.close()
+            return self._open(link, 0, None, end=end)
+        begin, length = placed
+        return MediaBody(
+            response,
+            offset=begin,
+            length=length,
+            min_rate=self._min_rate,
+            window=self._window,
+            end=end,
+            clock=self._clock,
+        )
+
+    def _get(self, url: str, headers: Mapping[str, str]) -> BaseHTTPResponse:
+        response = self._get_once(url, headers)
+        for _ in range(MOST_REDIRECTS):
+            if response.status not in _REDIRECTS:
+                return response
+            response.close()
+            failure: RecallError
+            try:
+                url = urljoin(url, response.headers.get("Location") or "")
+                response = self._get_once(url, headers)
+            except (RecallHostNotAllowedError, ValueError) as error:
+                why = error.message if isinstance(error, RecallError) else "it is no URL"
+                failure = RecallUnsafeRedirectError(f"a redirect of the media host is not followed: {why}")
+            else:
+                continue
+            raise failure
+        if response.status not in _REDIRECTS:
+            return response
+        response.close()
+        raise RecallUnsafeRedirectError(f"the media host redirected more than {MOST_REDIRECTS} times")
+
+    def _get_once(self, url: str, headers: Mapping[str, str]) -> BaseHTTPResponse:
+        host = self._checked_host(url)
+        failure: RecallError
+        try:
+            return self._pools.request(
+                "GET",
+                url,
+                headers=headers,
+                redirect=False,
+                retries=False,
+                preload_content=False,
+                decode_content=False,
+                timeout=self._timeout,
+            )
+        except (HTTPError, OSError) as error:
+            failure = _failure(error, f"media host {host}")
+        raise failure  # outside of the handler, so that no library's text with the URL in it hangs on
+
+    def _checked_host(self, url: str) -> str:
+        try:
+            target = urlsplit(url)
+            host, port = (target.hostname or "").rstrip("."), _port(target)
+        except ValueError:
+            host, port, target = "", 0, SplitResult("", "", "", "", "")
+        if target.scheme not in ("http", "https") or not host:
+            raise RecallHostNotAllowedError("a link that is no http(s) URL")
+        if target.scheme != "https" and not self._is_allowed(host, port):
+            raise RecallHostNotAllowedError(
+                f"media host {host}:{port} without TLS is not allowed; if it is yours, add it to the media hosts"
+            )
+        return f"{host}:{port}"
+
+    def _is_allowed(self, host: str, port: int) -> bool:
+        host = host.rstrip(".").lower()
+        return (host, port) in self._allowed or (host, None) in self._allowed
+
+
+class PartSource:
+    """One part's bytes, whose links come and go.
+
+    :param media: fetches them.
+    :param link: the first link.
+    :param refresh: asks the API for a fresh one.
+    :param max_refreshes: fresh links in a row that may be refused before any further byte has come.
+    """
+
+    def __init__(
+        self, media: MediaClient, link: SignedLink, refresh: Callable[[], SignedLink], max_refreshes: int = 3
+    ) -> None:
+        self._media = media
+        self._link = link
+        self._refresh = refresh
+        self._max_refreshes = max_refreshes
+        self._refreshes = 0
+        self._refreshed_at = 0
+
+    def open(self, offset: int = 0, if_match: str | None = None) -> MediaBody:
+        """Begin to fetch the part, see :meth:`MediaClient.open`.
+
+        :raises RecallMediaForbiddenError: fresh links are refused too.
+        """
+        while True:
+            try:
+                return self._media.open(self._link, offset=offset, if_match=if_match)
+            except RecallLinkExpiredError as error:
+                refusal = error.message
+            if offset > self._refreshed_at:
+                self._refreshes, self._refreshed_at = 0, offset
+            if self._refreshes >= self._max_refreshes:
+                raise RecallMediaForbiddenError(f"refused with {self._refreshes} fresh links in a row too: {refusal}")
+            self._link = self._refresh()
+            self._refreshes += 1
+
+
+class _Vetted(HTTPConnection):
+    """Resolves the host itself, and connects to no address that it did not check."""
+
+    is_allowed: Callable[[str, int], bool]
+
+    def _new_conn(self) -> socket.socket:
+        host, port = self.host.strip("[]"), self.port
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except socket.gaierror as error:
+            raise NameResolutionError(host, self, error) from error
+        except UnicodeError:
+            found = []
+        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        if not self.is_allowed(host, port):
+            hidden = [address for address in addresses if not is_public(address)]
+            if hidden or not addresses:
+                raise RecallHostNotAllowedError(
+                    f"media host {host[:253]!r} is not allowed: it has no public address; "
+                    "if it is yours, add it to the media hosts"
+                )
+        for number, address in enumerate(addresses, 1):
+            try:
+                return create_connection((address, port), self.timeout, socket_options=self.socket_options)
+            except OSError as error:
+                if number == len(addresses):
+                    raise NewConnectionError(self, f"{type(error).__name__}") from error
+        raise NewConnectionError(self, "no address")
+
+
+def is_public(address: str) -> bool:
+    """Tell whether an address is one of the public internet, also behind IPv6 forms that stand for an IPv4 one.
+
+    :param address: numeric form.
+    """
+    ip = ipaddress.ip_address(address.split("%", 1)[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour
+        if inner is None and ip in _NAT64:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is not None:
+            ip = inner
+    return ip.is_global and not (ip.is_multicast or ip.is_reserved)
+
+
+def _host_and_port(entry: str) -> tuple[str, int | None]:
+    text = entry.strip().lower()
+    if text.count(":") > 1 and not text.startswith("["):
+        text = f"[{text}]"
+    try:
+        target = urlsplit(f"//{text}")
+        host, port = target.hostname, target.port
+    except ValueError:
+        host, port = None, None
+    if not host or target.netloc != text or "@" in text:
+        raise RecallConfigError(f"{entry[:253]!r} can't be a media host; it must be a host or host:port")
+    return host.rstrip("."), port
+
+
+def _port(target: SplitResult) -> int:
+    return target.port or {"http": 80, "https": 443}.get(target.scheme, 0)
+
+
+def _failure(error: Exception, what: str) -> RecallError:
+    reason, permanent = reason_of(error)
+    if permanent:
+        return RecallRequestError(f"{what}: {reason}", permanent=True)
+    if any(isinstance(one, (TimeoutError, urllib3.exceptions.TimeoutError)) for one in linked(error)):
+        return RecallMediaSlowError(f"{what}: {reason}")
+    return RecallMediaCutError(f"{what}: {reason}")
+
+
+def _place(response: BaseHTTPResponse, host: str, offset: int, if_match: str | None) -> tuple[int, int | None] | None:
+    """Say where a reply's body begins and how long the whole is; ``None`` if it has to be fetched from the start."""
+    status, headers = response.status, response.headers
+    if offset and status in (412, 416):
+        return None
+    if status in _REFUSED:
+        raise RecallLinkExpiredError(f"media host {host} refused the link with {status}")
+    if status == 429:
+        raise RecallRateLimitError(
+            f"media host {host} asks for patience", status=status, retry_after=parse_retry_after(headers)
+        )
+    if status >= 500:
+        raise RecallServerError(
+            f"media host {host} answered {status}", status=status, retry_after=parse_retry_after(headers)
+        )
+    if status not in (200, 206) or (status == 206 and not offset):
+        raise RecallUnexpectedContentError(f"media host {host} answered {status} instead of a body")
+    encoding = headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("identity", ""):
+        raise RecallUnexpectedContentError(f"media host {host} sent an encoded body, which was not asked for")
+    sent = None if "Transfer-Encoding" in headers else _natural(headers.get("Content-Length"))
+    if status == 200:
+        return 0, sent
+    span = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", "").strip())
+    tag = _strong(headers.get("ETag"))
+    if span is None or int(span[1]) != offset or (if_match and tag and tag != if_match):
+        return None
+    if span[3] == "*":
+        return offset, None if sent is None else offset + sent
+    return (offset, int(span[3])) if int(span[3]) >= offset else None
+
+
+def _natural(value: str | None) -> int | None:
+    return int(value) if value is not None and re.fullmatch(r"[0-9]{1,18}", value.strip()) else None
+
+
+def _strong(tag: str | None) -> str | None:
+    return tag if tag is not None and re.fullmatch(r'"[!#-~]*"', tag) else None
+
+
+def _checksums(headers: Mapping[str, str]) -> dict[str, str]:
+    """Collect what a reply's headers state about the bytes of its body, as lower-case hex."""
+    stated = {"md5": headers.get("Content-MD5")}
+    if headers.get("x-amz-checksum-type", "").strip().upper() != "COMPOSITE":
+        stated |= {name: headers.get(f"x-amz-checksum-{name}") for name in ("sha256", "crc32")}
+    for header in ("Digest", "Content-Digest", "Repr-Digest"):
+        match = re.search(r"(?i)(?:^|,)\s*sha-256=:?([a-z0-9+/]+=*):?", headers.get(header, ""))
+        if match:
+            stated["sha256"] = match[1]
+    return {name: digest for name, value in stated.items() if value and (digest := _hex(value, _DIGEST_BYTES[name]))}
+
+
+def _hex(value: str, size: int) -> str | None:
+    try:
+        digest = base64.b64decode(value.strip(), validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return digest.hex() if len(digest) == size else None
+
+
+def _chunks(body: MediaBody) -> Iterator[bytes]:
+    buffer = memoryview(bytearray(CHUNK))
+    came = 0
+    while count := body.readinto(buffer):
+        came += count
+        if came > LARGEST_PARTS_LIST:
+            raise RecallTooLargeError(f"a parts list of more than {LARGEST_PARTS_LIST} bytes")
+        yield bytes(buffer[:count])
+
+
+def _read_parts(chunks: Iterator[bytes]) -> list[AudioPart]:
+    parts: list[AudioPart] = []
+    try:
+        for index, entry in enumerate(_ArrayReader(chunks)):
+            if index >= MOST_PARTS:
+                raise RecallTooLargeError(f"a parts list of more than {MOST_PARTS} entries")
+            parts.append(AudioPart.parse(entry, f"[{index}]"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        unreadable = f"a parts list is no JSON: {type(error).__name__} after {len(parts)} entries"
+    else:
+        return parts
+    raise RecallResponseError(unreadable)
+
+
+class _ArrayReader:
+    """Decodes a JSON array entry by entry, so that memory is bounded by what is kept, not by what is sent."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._utf8 = codecs.getincrementaldecoder("utf-8-sig")()
+        self._json = json.JSONDecoder(parse_constant=_no_constant, parse_int=_integer)
+        self._text = ""
+        self._at = 0
+
+    def __iter__(self) -> Iterator[object]:
+        if self._next() != "[":
+            self._entry()  # raises unless it is JSON
+            raise RecallSchemaError("a parts list is no array; the API's schema has changed", field="")
+        self._at += 1
+        if self._next() == "]":
+            self._at += 1
+        else:
+            yield from self._entries()
+        if self._next():
+            self._unreadable()
+
+    def _entries(self) -> Iterator[object]:
+        while True:
+            yield self._entry()
+            mark = self._next()
+            self._at += 1
+            if mark == "]":
+                return
+            if mark != ",":
+                self._unreadable()
+
+    def _entry(self) -> object:
+        self._next()
+        while True:
+            try:
+                entry, self._at = self._json.raw_decode(self._text, self._at)
+            except json.JSONDecodeError:
+                if len(self._text) - self._at > LARGEST_ENTRY:
+                    raise RecallTooLargeError(
+                        f"an entry of a parts list is longer than {LARGEST_ENTRY} characters"
+                    ) from None
+                if not self._more():
+                    raise
+            else:
+                return entry
+
+    def _next(self) -> str:
+        """Return the next character that means something, without taking it; empty at the end."""
+        while True:
+            match = _SPACE.match(self._text, self._at)
+            self._at = match.end() if match else self._at
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._more():
+                return ""
+
+    def _more(self) -> bool:
+        chunk = next(self._chunks, None)
+        self._text = self._text[self._at :] + self._utf8.decode(chunk or b"", final=chunk is None)
+        self._at = 0
+        return chunk is not None
+
+    def _unreadable(self) -> NoReturn:
+        raise json.JSONDecodeError("not an array", "", 0)
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise json.JSONDecodeError(f"{name} is not JSON", "", 0)
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 4000:  # Python refuses to convert such numbers, with a plain ValueError
+        raise json.JSONDecodeError("number too long", "", 0)
+    return int(digits)

@@ -1,0 +1,57 @@
+"""Strip what must not be seen out of text: queries of URLs, credentials, tokens."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+HIDDEN = "[hidden]"
+
+_RULES = (
+    # user:password@ in a URL
+    (re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/?#@\"'<>]+@"), rf"\1{HIDDEN}@"),
+    # a query or fragment that carries anything; signed links carry their secret there
+    (re.compile(r"([?#])[^\s\"'<>?#]*(?:=|%3[Dd])[^\s\"'<>]*"), rf"\1{HIDDEN}"),
+    (
+        re.compile(r"(?i)\b(authorization[\"']?\s*[:=]\s*[\"']?)(?:(?:token|bearer|basic)\s+)?[^\s\"',]+"),
+        rf"\1{HIDDEN}",
+    ),
+    (re.compile(r"(?i)\b((?:token|bearer|basic)\s+)[a-z0-9._~+/-]{16,}=*"), rf"\1{HIDDEN}"),
+    (
+        re.compile(
+            r"(?i)\b((?:[a-z-]*(?:token|secret|signature|credential|password|api[_-]?key|accesskeyid))=)[^\s&\"'<>]+"
+        ),
+        rf"\1{HIDDEN}",
+    ),
+)
+
+_LOGGERS = ("connectionpool", "connection", "poolmanager", "response", "util.retry")
+
+
+def redact(text: str) -> str:
+    """Return the text without queries of URLs, credentials and tokens.
+
+    :param text: anything that is about to be shown or logged.
+    """
+    for pattern, replacement in _RULES:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+class RedactingFilter(logging.Filter):
+    """Redact whole log messages; lets every record through."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Replace the record's message by its redacted form."""
+        record.msg = redact(record.getMessage())
+        record.args = None
+        return True
+
+
+_FILTER = RedactingFilter()
+
+
+def redact_http_logs() -> None:
+    """Keep urllib3 from logging queries, at whatever level it is told to log. Calling it again changes nothing."""
+    for name in _LOGGERS:
+        logging.getLogger(f"urllib3.{name}").addFilter(_FILTER)

@@ -1,0 +1,151 @@
+"""Connections that can't be held open for ever.
+
+A socket's timeout bounds one read, so a sender of one byte per second never meets it. And ``http.client`` takes headers
+that are cut off by a clean close for whole ones. These connections close both holes.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import socket
+import ssl
+import time
+from typing import TYPE_CHECKING, Any
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class _Wire(io.RawIOBase):
+    """What arrives on a socket, with one deadline over all reads until it is lifted."""
+
+    def __init__(self, raw: io.RawIOBase, sock: socket.socket) -> None:
+        self._raw = raw
+        self._sock = sock
+        self._timeout = sock.gettimeout()
+        self._deadline = None if self._timeout is None else time.monotonic() + self._timeout
+
+    def lift_deadline(self) -> None:
+        self._deadline = None
+        self._sock.settimeout(self._timeout)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        if self._deadline is not None:
+            left = self._deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("timed out")
+            self._sock.settimeout(left)
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Reader(io.BufferedReader):
+    """Reads a reply; until its headers are whole, a line that has no end is an error."""
+
+    headers_are_whole = False
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        line = super().readline(size)
+        if not self.headers_are_whole and not line.endswith(b"\n") and (size is None or size < 0 or len(line) < size):
+            raise ConnectionResetError("the connection was closed inside the headers")
+        return line
+
+
+class _Response(http.client.HTTPResponse):
+    """A reply whose headers must all arrive within the read timeout."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self._wire = _Wire(self.fp.detach(), sock)
+        self._reader = _Reader(self._wire)
+        self.fp = self._reader
+
+    def begin(self) -> None:
+        super().begin()
+        self._reader.headers_are_whole = True
+        self._lift_deadline()
+
+    def _lift_deadline(self) -> None:
+        self._wire.lift_deadline()
+
+
+class _WholeResponse(_Response):
+    """A reply that must arrive within the read timeout, body and all."""
+
+    def _lift_deadline(self) -> None:
+        pass
+
+
+class PlainConnection(HTTPConnection):
+    """HTTP; the read timeout bounds all headers, then each read of the body."""
+
+    response_class = _Response
+
+
+class SecureConnection(HTTPSConnection):
+    """HTTPS; the read timeout bounds all headers, then each read of the body."""
+
+    response_class = _Response
+
+
+class PlainWholeConnection(HTTPConnection):
+    """HTTP; the read timeout bounds the whole reply."""
+
+    response_class = _WholeResponse
+
+
+class SecureWholeConnection(HTTPSConnection):
+    """HTTPS; the read timeout bounds the whole reply."""
+
+    response_class = _WholeResponse
+
+
+def use_connections(manager: urllib3.PoolManager, plain: type[HTTPConnection], secure: type[HTTPSConnection]) -> None:
+    """Make a pool manager open connections of these classes."""
+    manager.pool_classes_by_scheme = {
+        "http": type("PlainPool", (urllib3.HTTPConnectionPool,), {"ConnectionCls": plain}),
+        "https": type("SecurePool", (urllib3.HTTPSConnectionPool,), {"ConnectionCls": secure}),
+    }
+
+
+def linked(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception and all that it wraps, as cause, context, reason or argument."""
+    stack, seen = [error], set()
+    while stack:
+        current = stack.pop()
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        inner = (current.__cause__, current.__context__, getattr(current, "reason", None), *current.args)
+        stack.extend(one for one in inner if isinstance(one, BaseException))
+
+
+def reason_of(error: BaseException) -> tuple[str, bool]:
+    """Say in a few words why a connection failed, and whether trying again is useless (a certificate).
+
+    The words never hold the URL, which the libraries' own texts do.
+    """
+    reason = "the connection was cut"
+    for one in linked(error):
+        if isinstance(one, ssl.SSLCertVerificationError):
+            return f"its certificate can't be trusted: {one.verify_message}", True
+        if isinstance(one, socket.gaierror):
+            reason = "its name can't be resolved"
+        elif isinstance(one, (TimeoutError, urllib3.exceptions.TimeoutError)):
+            reason = "it didn't answer in time"
+        elif isinstance(one, ConnectionRefusedError):
+            reason = "it refused the connection"
+        elif isinstance(one, ssl.SSLError):
+            reason = f"TLS failed ({one.reason or 'no reason given'})"
+    return reason, False
