@@ -1,0 +1,42 @@
+# Every path here is relative, so the project may live in a folder with spaces in its name.
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint format lock simulator clean
+
+export PYTHONPATH := $(CURDIR)
+# The same text in and out, whatever the locale.
+export PYTHONUTF8 := 1
+
+PY := .venv/bin/python
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+setup: ## build the environment in .venv (PYTHON=... picks the interpreter)
+	@sh scripts/setup.sh
+
+run: setup ## start Airflow and archive one meeting (see README for an account's settings)
+	@$(PY) scripts/run.py
+
+test: setup ## run all tests (ARGS=... is handed to pytest)
+	@$(PY) -m pytest -q --durations=10 $(ARGS)
+
+lint: setup ## check style, types and pins
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy include plugins scripts
+	@$(PY) scripts/check_pins.py
+
+format: setup ## rewrite the code in the project's style
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+lock: setup ## compile requirements/dev.lock anew
+	@.venv/bin/uv pip compile --universal --python-version 3.10 --generate-hashes --no-header \
+		-o requirements/dev.lock requirements/dev.in
+
+simulator: setup ## start the stand-in for Recall alone (ARGS=... is handed to it)
+	@$(PY) -m include.simulator $(ARGS)
+
+clean: ## remove the environment, run data and caches; the archive stays
+	@rm -rf .venv .run .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
