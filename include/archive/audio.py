@@ -38,7 +38,7 @@ FLAC = MediaKind("audio/flac", "flac")
 PCM = MediaKind("audio/wav", "wav", is_pcm=True)
 UNKNOWN = MediaKind("application/octet-stream", "bin")
 
-EXTENSIONS = frozenset(kind.extension for kind in (EMPTY, OGG, MP3, WAV, FLAC, PCM, UNKNOWN))
+MEDIA_TYPE_OF_EXTENSION = {kind.extension: kind.media_type for kind in (EMPTY, OGG, MP3, WAV, FLAC, PCM, UNKNOWN)}
 
 
 @dataclass(frozen=True)

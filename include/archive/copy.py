@@ -11,13 +11,13 @@ import hashlib
 import random
 import time
 import zlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from include.archive.audio import (
-    EXTENSIONS,
+    MEDIA_TYPE_OF_EXTENSION,
     SNIFF_BYTES,
-    MediaKind,
+    PcmFormat,
     size_implausible,
     sniff,
     wav_header,
@@ -40,9 +40,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Mapping
 
-    from include.archive.audio import (
-        PcmFormat,
-    )
+    from include.archive.audio import MediaKind
     from include.archive.stores import ObjectInfo, Store, Writer
 
 BUFFER_BYTES = 1024 * 1024
@@ -50,6 +48,15 @@ BUFFER_BYTES = 1024 * 1024
 
 MAX_FUTILE_ATTEMPTS = 5
 """How often in a row the source may fail without getting further than before."""
+
+MAX_BACKOFF = 8.0
+"""Longest pause between two attempts, in seconds, unless the source asks for more."""
+
+MAX_WAIT = 30.0
+"""Longest pause that the source may ask for before the copy gives up and leaves it to its caller to come back."""
+
+_MARKER, _MARK = "archived-by", "recall-audio-archive"
+_SOURCE_PROOFS = frozenset({"content-length", "length_unverified", "source-checksum"})
 
 
 class Body(Protocol):
@@ -171,4 +178,429 @@ def archive_body(
     :raises StoppedError: when ``stop`` was set.
     :raises StorageError: when the store refuses.
     """
-    raise NotImplementedError
+    reader = _Reader(source, stop=stop, backoff=backoff)
+    copy = _Copy(
+        reader,
+        store,
+        folder=folder,
+        stem=stem,
+        source_format=source_format,
+        ids=ids,
+        duration=duration,
+        pcm=pcm or PcmFormat(),
+        progress=progress,
+    )
+    try:
+        return copy.run()
+    finally:
+        reader.close()
+
+
+class _Restart(Exception):  # noqa: N818 - a turn of events, not an error
+    """The body begins again at its first byte; what was read of it so far no longer counts."""
+
+
+class _Reader:
+    """One body, read through cuts: opened again at the same place where the source can, from the start where not."""
+
+    def __init__(self, source: Source, *, stop: threading.Event | None, backoff: float) -> None:
+        self._source = source
+        self._stop = stop
+        self._backoff = backoff
+        self._body: Body | None = None
+        self.transferred = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """Go back to the first byte and forget what was known."""
+        self.close()
+        self.length: int | None = None
+        self.content_type: str | None = None
+        self.checksums: Mapping[str, str] = {}
+        self._etag: str | None = None
+        self._position = 0
+        self._furthest = 0
+        self._futile = 0
+        self._ended = False
+
+    def close(self) -> None:
+        if self._body is not None:
+            body, self._body = self._body, None
+            body.close()
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Read some bytes; 0 only at the end of a body that is as long as it said.
+
+        :raises _Restart: when the source could only begin again.
+        """
+        while not self._ended:
+            self.check_stop()
+            try:
+                count = self._read_some(buffer)
+            except CodedError as error:
+                self.close()
+                self._futile += 1
+                if error.permanent or self._futile >= MAX_FUTILE_ATTEMPTS:
+                    raise
+                self.wait(error, self._futile)
+                continue
+            self._position += count
+            self.transferred += count
+            self._ended = count == 0
+            # Only new ground counts: a source that always breaks at the same place must not be asked for ever.
+            if self._position > self._furthest:
+                self._furthest, self._futile = self._position, 0
+            return count
+        return 0
+
+    def _read_some(self, buffer: memoryview) -> int:
+        if self._body is None:
+            self._body = self._open()
+        count = self._body.readinto(buffer)
+        if self.length is not None:
+            if count == 0 and self._position < self.length:
+                raise SourceCutError(f"the body ended after {self._position} of {self.length} bytes")
+            if self._position + count > self.length:
+                raise SourceCutError(f"the body went on after the {self.length} bytes that it declared")
+        return count
+
+    def _open(self) -> Body:
+        # Without a version mark nothing says that the rest would belong to the same body.
+        offset = self._position if self._etag else 0
+        body = self._source.open(offset=offset, if_match=self._etag if offset else None)
+        if body.offset == 0:
+            self.length, self._etag = body.length, body.etag
+            self.content_type, self.checksums = body.content_type, dict(body.checksums)
+            if self._position:
+                self._position = 0
+                self._body = body
+                raise _Restart
+            return body
+        same = body.etag in {None, self._etag} and (self.length is None or body.length in {None, self.length})
+        if body.offset == offset and same:
+            return body
+        body.close()
+        self._etag = None
+        raise SourceChangedError("the source went on with another body, or at another place, than was asked for")
+
+    def check_stop(self) -> None:
+        if self._stop is not None and self._stop.is_set():
+            raise StoppedError("told to stop")
+
+    def wait(self, error: CodedError, attempt: int) -> None:
+        """Wait before the next attempt; pass the error on if the other side wants more patience than fits in here."""
+        asked = error.retry_after or 0
+        if asked > MAX_WAIT:
+            raise error
+        pause = max(asked, min(MAX_BACKOFF, self._backoff * 2 ** (attempt - 1)) * random.uniform(0.5, 1))  # noqa: S311
+        if self._stop is None:
+            time.sleep(pause)
+        else:
+            self._stop.wait(pause)
+
+
+class _Digests:
+    """Running hashes of a body and of what is stored of it."""
+
+    def __init__(self, *, header: bytes, declared: Mapping[str, str]) -> None:
+        self._source = hashlib.sha256()
+        # A body that is stored unchanged is hashed once.
+        self._stored = hashlib.sha256(header) if header else self._source
+        self._md5 = hashlib.md5(usedforsecurity=False) if "md5" in declared else None
+        self._crc32 = 0 if "crc32" in declared else None
+        self._declared = declared
+        self.source_bytes = 0
+        self.stored_bytes = len(header)
+
+    def update(self, chunk: memoryview) -> None:
+        self._source.update(chunk)
+        self.source_bytes += len(chunk)
+        if self._md5 is not None:
+            self._md5.update(chunk)
+        if self._crc32 is not None:
+            self._crc32 = zlib.crc32(chunk, self._crc32)
+        self.pad(chunk)
+
+    def pad(self, chunk: bytes | memoryview) -> None:
+        """Count bytes that are stored, whether they came from the source or not."""
+        if self._stored is not self._source:
+            self._stored.update(chunk)
+        self.stored_bytes += len(chunk)
+
+    @property
+    def source_sha256(self) -> str:
+        return self._source.hexdigest()
+
+    @property
+    def stored_sha256(self) -> str:
+        return self._stored.hexdigest()
+
+    def check_declared(self) -> bool:
+        """Compare with the checksums that the source declared; False when it declared none that we know.
+
+        :raises SourceChecksumError: when one differs.
+        """
+        actual = {"sha256": self.source_sha256}
+        if self._md5 is not None:
+            actual["md5"] = self._md5.hexdigest()
+        if self._crc32 is not None:
+            actual["crc32"] = f"{self._crc32:08x}"
+        known = {name: value.lower() for name, value in self._declared.items() if name in actual}
+        for name, value in known.items():
+            if value != actual[name]:
+                raise SourceChecksumError(f"the body does not match the {name} that its source declared")
+        return bool(known)
+
+
+class _Copy:
+    """One run of the engine."""
+
+    def __init__(
+        self,
+        reader: _Reader,
+        store: Store,
+        *,
+        folder: str,
+        stem: str,
+        source_format: str | None,
+        ids: Mapping[str, str],
+        duration: float | None,
+        pcm: PcmFormat,
+        progress: Callable[[int, int | None], None] | None,
+    ) -> None:
+        self._reader = reader
+        self._store = store
+        self._folder = f"{folder}/" if folder else ""
+        self._stem = stem
+        self._source_format = source_format
+        self._identity = {_MARKER: _MARK, **{name.lower().replace("_", "-"): safe_id(ids[name]) for name in ids}}
+        self._duration = duration
+        self._pcm = pcm
+        self._progress = progress
+        self._view = memoryview(bytearray(BUFFER_BYTES))
+
+    def run(self) -> StoredPart:
+        stem = self._folder + self._stem
+        # First of all, so that an earlier try that still runs somewhere fails at its next step.
+        self._store.abort_stale(stem)
+        existing = self._existing(stem)
+        recognised = self._recognise(existing) if existing else None
+        return recognised or self._attempt(existing)
+
+    def _existing(self, stem: str) -> ObjectInfo | None:
+        keys = [
+            info.key for info in self._store.list(stem + ".") if info.key[len(stem) + 1 :] in MEDIA_TYPE_OF_EXTENSION
+        ]
+        if len(keys) > 1:
+            raise ContentConflictError(f"{self._store.uri(stem)}: stored more than once: {', '.join(keys)}")
+        return self._store.stat(keys[0]) if keys else None
+
+    def _recognise(self, info: ObjectInfo) -> StoredPart | None:
+        """Describe an object by the notes that an earlier run left with it, if its bytes bear them out.
+
+        :raises ContentConflictError: when they do not.
+        """
+        notes = info.metadata
+        try:
+            if any(notes[name] != value for name, value in self._identity.items()):
+                return None
+            sha256, source_sha256, source_bytes = notes["sha256"], notes["source-sha256"], int(notes["source-bytes"])
+            pcm = PcmFormat.parse(notes["pcm"]) if "pcm" in notes else None
+            verified_by = [word for word in notes["verified-by"].split(",") if word in _SOURCE_PROOFS]
+        except (KeyError, ValueError):
+            return None
+        size = source_bytes if pcm is None else _wav_bytes(pcm, source_bytes)
+        proof = self._proof(info, size=size, sha256=sha256, crc32=notes.get("crc32"))
+        if proof is None:
+            raise ContentConflictError(f"{self._store.uri(info.key)}: not the bytes that were noted when it was stored")
+        return self._part(
+            info.key,
+            info.size,
+            sha256,
+            source_bytes,
+            source_sha256,
+            pcm,
+            [*verified_by, proof],
+            action="already_present",
+        )
+
+    def _attempt(self, existing: ObjectInfo | None) -> StoredPart:
+        attempt = 0
+        while True:
+            try:
+                return self._transfer(existing)
+            except _Restart:
+                continue
+            except (SourceChangedError, SourceChecksumError, UploadLostError) as error:
+                attempt += 1
+                if attempt >= MAX_FUTILE_ATTEMPTS:
+                    raise
+                self._reader.begin()
+                self._reader.wait(error, attempt)
+
+    def _transfer(self, existing: ObjectInfo | None) -> StoredPart:
+        """Read the body once (twice where its length must be learnt first) and store it, or compare it with what is."""
+        kind, head = self._head()
+        length, first = self._reader.length, None
+        pcm = self._pcm_of(existing) if kind.is_pcm else None
+        if pcm is not None and length is None:
+            first = self._pump(head, b"", None)
+            length = first.source_bytes
+            self._reader.begin()
+            kind, head = self._head()
+        key = f"{self._folder}{self._stem}.{kind.extension}"
+        header = wav_header(pcm, length) if pcm is not None and length is not None else b""
+        if existing is not None:
+            if existing.key != key:
+                raise ContentConflictError(f"{self._store.uri(existing.key)}: the source now sends {kind.media_type}")
+            digests = self._pump(head, header, None)
+            return self._compared(existing.key, self._checked(key, pcm, digests, first))
+        size = None if length is None else length if pcm is None else _wav_bytes(pcm, length)
+        notes = {**self._identity, **({} if pcm is None else {"pcm": str(pcm)})}
+        with self._store.write(key, media_type=kind.media_type, size=size, metadata=notes) as writer:
+            digests = self._pump(head, header, writer)
+            part = self._checked(key, pcm, digests, first)
+            try:
+                info = writer.commit(_evidence(part, writer.crc32))
+            except AlreadyExistsError:
+                return self._compared(key, part)
+            proof = self._proof(info, size=part.bytes, sha256=part.sha256, crc32=f"{writer.crc32:08x}")
+            if proof is None:
+                writer.withdraw()
+                raise StoredBytesDifferError(f"{self._store.uri(key)}: the store kept other bytes than it was given")
+        return replace(part, verified_by=[*part.verified_by, proof])
+
+    def _head(self) -> tuple[MediaKind, memoryview]:
+        filled = 0
+        while filled < SNIFF_BYTES:
+            count = self._reader.readinto(self._view[filled:])
+            if not count:
+                break
+            filled += count
+        head = bytes(self._view[: min(filled, SNIFF_BYTES)])
+        kind = sniff(head, source_format=self._source_format, content_type=self._reader.content_type)
+        return kind, self._view[:filled]
+
+    def _pump(self, head: memoryview, header: bytes, writer: Writer | None) -> _Digests:
+        """Read the body to its end, through the hashes and into the writer, if there is one."""
+        digests = _Digests(header=header, declared=self._reader.checksums)
+        put = writer.write if writer is not None else lambda data: None
+        if header:
+            put(memoryview(header))
+        reported = 0
+        chunk = head
+        while chunk:
+            digests.update(chunk)
+            put(chunk)
+            if self._progress is not None and digests.source_bytes - reported >= BUFFER_BYTES:
+                reported = digests.source_bytes
+                self._progress(reported, self._reader.length)
+            chunk = self._view[: self._reader.readinto(self._view)]
+        if header and (padding := wav_padding(digests.source_bytes)):
+            digests.pad(padding)
+            put(memoryview(padding))
+        if self._progress is not None:
+            self._progress(digests.source_bytes, self._reader.length)
+        return digests
+
+    def _checked(self, key: str, pcm: PcmFormat | None, digests: _Digests, first: _Digests | None) -> StoredPart:
+        """Describe a body that was read to its end, if it is what the source declared.
+
+        :raises SourceChecksumError: when it does not match a declared checksum.
+        :raises SourceChangedError: when the first reading gave something else.
+        """
+        if first is not None and first.source_sha256 != digests.source_sha256:
+            raise SourceChangedError("two readings of the body gave different bytes")
+        verified_by = ["length_unverified" if self._reader.length is None else "content-length"]
+        if digests.check_declared():
+            verified_by.append("source-checksum")
+        return self._part(
+            key,
+            digests.stored_bytes,
+            digests.stored_sha256,
+            digests.source_bytes,
+            digests.source_sha256,
+            pcm,
+            verified_by,
+        )
+
+    def _compared(self, key: str, part: StoredPart) -> StoredPart:
+        """Accept the object that is already there if it holds the same bytes."""
+        info = self._store.stat(key)
+        if info is None:
+            raise UploadLostError(f"{self._store.uri(key)}: was there a moment ago and is not now")
+        if info.size != part.bytes or self._stored_sha256(key) != part.sha256:
+            raise ContentConflictError(f"{self._store.uri(key)}: other bytes are stored there and stay as they are")
+        return replace(part, action="already_present", verified_by=[*part.verified_by, "read-back"])
+
+    def _proof(self, info: ObjectInfo, *, size: int, sha256: str, crc32: str | None) -> str | None:
+        """Say how the store shows that it holds these bytes; None when it shows that it does not."""
+        if info.size != size:
+            return None
+        for computed, expected in ((info.checksums.get("sha256"), sha256), (info.checksums.get("crc32"), crc32)):
+            if computed is not None and expected is not None:
+                return "store-checksum" if computed == expected else None
+        return "read-back" if self._stored_sha256(info.key) == sha256 else None
+
+    def _stored_sha256(self, key: str) -> str:
+        digest = hashlib.sha256()
+        for chunk in self._store.read(key):
+            self._reader.check_stop()
+            digest.update(chunk)
+        return digest.hexdigest()
+
+    def _pcm_of(self, existing: ObjectInfo | None) -> PcmFormat:
+        """Return the layout that an existing object was stored with; today's setting says nothing about it."""
+        try:
+            return PcmFormat.parse(existing.metadata["pcm"]) if existing is not None else self._pcm
+        except (KeyError, ValueError):
+            return self._pcm
+
+    def _part(
+        self,
+        key: str,
+        size: int,
+        sha256: str,
+        source_bytes: int,
+        source_sha256: str,
+        pcm: PcmFormat | None,
+        verified_by: list[str],
+        *,
+        action: str = "stored",
+    ) -> StoredPart:
+        signs = {
+            "empty": source_bytes == 0,
+            "length_unverified": "length_unverified" in verified_by,
+            "pcm_format_assumed": pcm is not None,
+            "odd_length": pcm is not None and source_bytes % pcm.frame_bytes != 0,
+            "size_implausible": pcm is not None and size_implausible(source_bytes, self._duration, pcm),
+        }
+        return StoredPart(
+            key=key[len(self._folder) :],
+            bytes=size,
+            sha256=sha256,
+            media_type=MEDIA_TYPE_OF_EXTENSION[key.rpartition(".")[2]],
+            source_format=self._source_format,
+            source_bytes=source_bytes,
+            source_sha256=source_sha256,
+            verified_by=verified_by,
+            warnings=[name for name, shown in signs.items() if shown],
+            pcm=None if pcm is None else pcm.to_dict(),
+            action=action,
+            transferred=self._reader.transferred,
+        )
+
+
+def _wav_bytes(pcm: PcmFormat, data_bytes: int) -> int:
+    return len(wav_header(pcm, data_bytes)) + data_bytes + len(wav_padding(data_bytes))
+
+
+def _evidence(part: StoredPart, crc32: int) -> dict[str, str]:
+    """Return the notes by which a later run recognises the object without asking the source."""
+    return {
+        "sha256": part.sha256,
+        "crc32": f"{crc32:08x}",
+        "source-sha256": part.source_sha256,
+        "source-bytes": str(part.source_bytes),
+        "verified-by": ",".join(part.verified_by),
+    }

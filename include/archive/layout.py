@@ -55,5 +55,5 @@ def part_stem(participant_id: int, artifact_id: str, part_id: str) -> str:
 
 
 def is_key(key: str) -> bool:
-    """Tell whether a string may name an object: lower-case, bounded, and without empty or dotted path segments."""
-    return _KEY.fullmatch(key) is not None and all(segment.strip(".") for segment in key.split("/"))
+    """Tell whether a string may name an object: lower-case, bounded, no path segment empty or beginning with a dot."""
+    return _KEY.fullmatch(key) is not None and not any(part[:1] in {"", "."} for part in key.split("/"))

@@ -22,7 +22,6 @@ from include.archive.errors import (
     StorageUnavailableError,
     UploadLostError,
 )
-from include.archive.layout import is_key
 from include.archive.stores.base import READ_CHUNK, ObjectInfo, check_size, checked_key
 
 if TYPE_CHECKING:
@@ -54,6 +53,10 @@ class LocalStore:
 
     def __init__(self, *, root: str | os.PathLike[str]) -> None:
         self._root = Path(root)
+        # The umask can only be read by setting it; for that moment it is the strictest.
+        umask = os.umask(0o077)
+        os.umask(umask)
+        self._mode = 0o644 & ~umask
 
     def stat(self, key: str) -> ObjectInfo | None:
         """See :meth:`include.archive.stores.base.Store.stat`."""
@@ -67,8 +70,8 @@ class LocalStore:
 
     def folders(self, folder: str = "") -> Iterator[str]:
         """See :meth:`include.archive.stores.base.Store.folders`."""
-        for name, is_folder in self._entries(folder):
-            if is_folder:
+        for name, size in self._entries(folder):
+            if size is None:
                 yield _join(folder, name)
 
     def read(self, key: str) -> Iterator[bytes]:
@@ -88,7 +91,7 @@ class LocalStore:
         with _errors(key):
             folder_fd = self._open_folder(folder, create=True)
             try:
-                return LocalWriter(key=key, name=name, folder_fd=folder_fd, size=size, metadata=notes)
+                return LocalWriter(key=key, name=name, folder_fd=folder_fd, size=size, metadata=notes, mode=self._mode)
             except BaseException:
                 os.close(folder_fd)
                 raise
@@ -174,13 +177,14 @@ class LocalStore:
             return
         try:
             if not stat.S_ISREG(os.fstat(file).st_mode):
-                raise StorageDeniedError(f"{self.uri(key)} is not a plain file", code="storage_denied")
+                raise StorageDeniedError(f"{self.uri(key)} is not a plain file")
             yield file
         finally:
             os.close(file)
 
-    def _entries(self, folder: str) -> Sequence[tuple[str, bool]]:
-        """Return the names in a folder that the layout could have made, in key order, and which are folders."""
+    def _entries(self, folder: str) -> Sequence[tuple[str, int | None]]:
+        """Return the names in a folder in key order, each with its size, None for folders; no unfinished ones."""
+        found: dict[str, int | None] = {}
         with _errors(folder):
             try:
                 folder_fd = self._open_folder(folder)
@@ -188,40 +192,41 @@ class LocalStore:
                 return []
             try:
                 with os.scandir(folder_fd) as entries:
-                    found = [
-                        (entry.name, entry.is_dir(follow_symlinks=False))
-                        for entry in entries
-                        if is_key(_join(folder, entry.name)) and not entry.is_symlink()
-                    ]
+                    for entry in entries:
+                        if entry.is_dir(follow_symlinks=False):
+                            found[entry.name] = None
+                        elif entry.is_file(follow_symlinks=False) and not entry.name.startswith(_TEMP):
+                            with suppress(FileNotFoundError):
+                                found[entry.name] = entry.stat(follow_symlinks=False).st_size
             finally:
                 os.close(folder_fd)
-        return sorted(found, key=lambda each: each[0] + "/" * each[1])
+        return sorted(found.items(), key=lambda item: item[0] + ("/" if item[1] is None else ""))
 
     def _walk(self, folder: str, start: str = "") -> Iterator[ObjectInfo]:
-        for name, is_folder in self._entries(folder):
-            if not name.startswith(start):
-                continue
-            key = _join(folder, name)
-            if is_folder:
-                yield from self._walk(key)
-            else:
-                with _errors(key), self._file(key) as file:
-                    info = None if file is None else ObjectInfo(key=key, size=os.fstat(file).st_size)
-                if info is not None:
-                    yield info
+        for name, size in self._entries(folder):
+            if name.startswith(start):
+                key = _join(folder, name)
+                if size is None:
+                    yield from self._walk(key)
+                else:
+                    yield ObjectInfo(key=key, size=size)
 
 
 class LocalWriter:
     """One file being written, see :class:`include.archive.stores.base.Writer`.
 
     :param folder_fd: the target folder, open; the writer closes it.
+    :param mode: of the finished file; until then only its owner can read it.
     """
 
-    def __init__(self, *, key: str, name: str, folder_fd: int, size: int | None, metadata: Mapping[str, str]) -> None:
+    def __init__(
+        self, *, key: str, name: str, folder_fd: int, size: int | None, metadata: Mapping[str, str], mode: int
+    ) -> None:
         self._key = key
         self._name = name
         self._size = size
         self._metadata = dict(metadata)
+        self._mode = mode
         self._temp = f"{_TEMP}{name}.{secrets.token_hex(8)}"
         self._written = 0
         self._crc = 0
@@ -251,7 +256,7 @@ class LocalWriter:
         check_size(self._key, self._size, self._written)
         with _errors(self._key):
             _note(file, {**self._metadata, **metadata})
-            os.fchmod(file, 0o644)
+            os.fchmod(file, self._mode)
             os.fsync(file)
             self._publish(folder)
             self._inode = os.fstat(file).st_ino
