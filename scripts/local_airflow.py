@@ -100,7 +100,7 @@ class LocalAirflow:
 
     def start(self) -> None:
         """Prepare the database and start all components, without waiting for them."""
-        self._migrate()
+        self.migrate()
         for name in COMPONENTS:
             self.start_component(name)
 
@@ -270,7 +270,7 @@ class LocalAirflow:
                 raise LocalAirflowError(f"waited {timeout:g} s for {what}: see the logs in {self.logs}")
             time.sleep(0.25)
 
-    def _migrate(self) -> None:
+    def migrate(self) -> None:
         """Create or upgrade the database; skipped where this version of Airflow has done it before."""
         stamp = self.home / "database-version"
         current = version("apache-airflow")

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import psutil  # type: ignore[import-untyped]
 
@@ -57,7 +57,6 @@ class ProcessGroup:
         env: Mapping[str, str],
         cwd: Path,
         log: Path,
-        stdout: IO[bytes] | int | None = None,
     ) -> subprocess.Popen[bytes]:
         """Start one process.
 
@@ -66,7 +65,6 @@ class ProcessGroup:
         :param env: its whole environment.
         :param cwd: its working folder.
         :param log: file that gets what it prints, made anew.
-        :param stdout: where its standard output goes instead of the log.
         """
         reaper = self._reaper or self._start_reaper()
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +74,7 @@ class ProcessGroup:
                 env=dict(env),
                 cwd=cwd,
                 stdin=subprocess.DEVNULL,
-                stdout=output if stdout is None else stdout,
+                stdout=output,
                 stderr=output,
                 start_new_session=True,
             )

@@ -43,7 +43,7 @@ rm -rf .venv
 awk '/^[^ #]/ {inside = /^uv==/} inside' "$lock" > .venv/uv.txt
 pip="$python -m pip --disable-pip-version-check --quiet"
 if $pip install --no-deps --require-hashes -r .venv/uv.txt && .venv/bin/uv --version >/dev/null 2>&1 &&
-    .venv/bin/uv --quiet --no-config pip sync --python "$python" --require-hashes --compile-bytecode "$lock"; then
+    .venv/bin/uv --quiet pip sync --python "$python" --require-hashes --compile-bytecode "$lock"; then
     :
 else
     echo "uv could not install the packages; trying with pip, which is slower" >&2

@@ -155,6 +155,7 @@ def archive_body(
     ids: Mapping[str, str],
     duration: float | None,
     pcm: PcmFormat | None = None,
+    expected_sha256: str | None = None,
     stop: threading.Event | None = None,
     progress: Callable[[int, int | None], None] | None = None,
     backoff: float = 0.5,
@@ -169,6 +170,7 @@ def archive_body(
     :param ids: ids, no names, that are noted with the object, for example ``recording-id``.
     :param duration: seconds that the source states, for a plausibility check.
     :param pcm: how headerless samples are laid out, default 16 kHz, 16 bits, mono.
+    :param expected_sha256: what a manifest already says of the stored object; other bytes are never stored in its place.
     :param stop: set it from another thread or a signal handler to end the copy.
     :param progress: called with bytes read and bytes in all (None when unknown), about once for each MiB.
     :param backoff: seconds before the first repetition; doubles up to 8 s.
@@ -188,6 +190,7 @@ def archive_body(
         ids=ids,
         duration=duration,
         pcm=pcm or PcmFormat(),
+        expected_sha256=expected_sha256,
         progress=progress,
     )
     try:
@@ -366,6 +369,7 @@ class _Copy:
         ids: Mapping[str, str],
         duration: float | None,
         pcm: PcmFormat,
+        expected_sha256: str | None,
         progress: Callable[[int, int | None], None] | None,
     ) -> None:
         self._reader = reader
@@ -376,6 +380,7 @@ class _Copy:
         self._identity = {_MARKER: _MARK, **{name.lower().replace("_", "-"): safe_id(ids[name]) for name in ids}}
         self._duration = duration
         self._pcm = pcm
+        self._expected_sha256 = expected_sha256
         self._progress = progress
         self._view = memoryview(bytearray(BUFFER_BYTES))
 
@@ -568,6 +573,8 @@ class _Copy:
         *,
         action: str = "stored",
     ) -> StoredPart:
+        if self._expected_sha256 not in (None, sha256):
+            raise ContentConflictError(f"{self._store.uri(key)}: not the bytes that the recording's manifest lists")
         signs = {
             "empty": source_bytes == 0,
             "length_unverified": "length_unverified" in verified_by,

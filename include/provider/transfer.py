@@ -130,7 +130,7 @@ def archive(
     :param pcm: how headerless samples are laid out.
     :param stop: set it to end the copy.
     :param show: called with the participants' names as soon as they are known.
-    :return: a receipt for each part: ``artifact_id``, ``part_id`` and the fields of :class:`StoredPart`.
+    :return: a receipt for each part: ``artifact_id``, ``part_id`` and ``stored``, the fields of :class:`StoredPart`.
     :raises CodedError: some parts could not be stored; its ``owed`` names each with its own code.
     """
     manifest = manifests.load(ends.store, batch.folder)
@@ -166,7 +166,7 @@ def archive(
                 failures.append((artifact_id, part.id, error))
             else:
                 log.info("Part %s: %s as %s, %d bytes", part.id, stored.action, stored.key, stored.bytes)
-                receipts.append({"artifact_id": artifact_id, "part_id": part.id, **stored.to_dict()})
+                receipts.append({"artifact_id": artifact_id, "part_id": part.id, "stored": stored.to_dict()})
     if failures:
         raise _summed_up(failures, len(receipts))
     return receipts
@@ -238,7 +238,7 @@ def settle(
         for part in list_parts(ends.client, ends.media, artifact.id, artifact=artifact).parts:
             people.append(part.participant)
             if receipt := stored.get((artifact.id, part.id)):
-                entries.append(_entry(part, artifact.id, StoredPart.from_dict(receipt)))
+                entries.append(_entry(part, artifact.id, StoredPart.from_dict(receipt["stored"])))
             else:
                 code = reasons.get((artifact.id, part.id)) or reasons.get((artifact.id, None)) or "not_archived"
                 owed.append({"artifact_id": artifact.id, "part_id": part.id, "code": code})

@@ -7,7 +7,6 @@ import json
 import re
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from http.cookiejar import DefaultCookiePolicy
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import SplitResult, quote, urlencode, urljoin, urlsplit
 
@@ -142,22 +141,16 @@ class RecallClient:
         self._retry = retry or RetryPolicy()
         self._connect_timeout = connect_timeout
         self._read_timeout = read_timeout
-        self._session = requests.Session()
-        self._session.trust_env = False
-        self._session.verify = ca_bundle or True
-        self._session.proxies = {"https": https_proxy} if https_proxy else {}
-        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=()))
-        self._session.mount("https://", _Adapter())
-        self._session.mount("http://", _Adapter())
-        self._session.headers.clear()
-        self._session.headers.update(
-            {
-                "Authorization": key,
-                "Accept": "application/json",
-                "Accept-Encoding": "identity",
-                "User-Agent": USER_AGENT,
-            }
-        )
+        self._proxies = {"https": https_proxy} if https_proxy else {}
+        self._verify = ca_bundle or True
+        self._headers = {
+            "Authorization": key,
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",
+            "User-Agent": USER_AGENT,
+        }
+        # An adapter without a session around it: no cookies, netrc, environment or redirects to switch off.
+        self._adapter = _Adapter()
 
     @staticmethod
     def base_url_for(region: str) -> str:
@@ -176,7 +169,7 @@ class RecallClient:
 
     def close(self) -> None:
         """Close the connections."""
-        self._session.close()
+        self._adapter.close()
 
     def create_bot(self, request: Mapping[str, object], *, idempotency_key: str) -> Bot:
         """Send a bot.
@@ -278,7 +271,7 @@ class RecallClient:
             url = None if following is None else self._checked_next(following, url, seen)
 
     def _checked_next(self, following: str, url: str, seen: set[str]) -> str:
-        target = urljoin(url, following)
+        target = _joined(url, following)
         if not self._is_ours(target, urlsplit(url).path):
             raise RecallPaginationError(
                 f"a list of {self.host} continues at another address; the key is not sent there"
@@ -337,14 +330,13 @@ class RecallClient:
         left = max(0.01, end - self._retry.clock())
         failure: RecallError
         try:
-            with self._session.request(
-                method,
-                url,
-                headers=dict(headers),
-                data=body,
-                timeout=(min(left, self._connect_timeout), min(left, self._read_timeout)),
-                allow_redirects=False,
+            request = requests.Request(method, url, headers={**self._headers, **headers}, data=body).prepare()
+            with self._adapter.send(
+                request,
                 stream=True,
+                timeout=(min(left, self._connect_timeout), min(left, self._read_timeout)),
+                verify=self._verify,
+                proxies=self._proxies,
             ) as response:
                 content = response.raw.read(LARGEST_REPLY + 1, decode_content=False)
                 reply = _Reply(response.status_code, response.headers, content)
@@ -362,7 +354,7 @@ class RecallClient:
         return RecallRequestError(f"no reply from {self.host}: {reason}", permanent=permanent)
 
     def _redirected(self, method: str, url: str, reply: _Reply) -> str:
-        target = urljoin(url, reply.headers.get("Location") or "")
+        target = _joined(url, reply.headers.get("Location") or "")
         if method == "GET" and target != url and self._is_ours(target, urlsplit(url).path):
             return target
         raise RecallUnsafeRedirectError(
@@ -412,6 +404,13 @@ def _split_base(base_url: str) -> SplitResult:
     if not usable or "@" in base.netloc or base.query or base.fragment:
         raise RecallConfigError("the base URL must be like https://us-west-2.recall.ai, without user or query")
     return base
+
+
+def _joined(url: str, link: str) -> str:
+    try:
+        return urljoin(url, link)
+    except ValueError:
+        return ""
 
 
 def _port(url: SplitResult) -> int:

@@ -15,7 +15,7 @@ import re
 import socket
 import ssl
 import time
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 import urllib3
@@ -41,7 +41,7 @@ from include.recall.errors import (
     RecallUnexpectedContentError,
     RecallUnsafeRedirectError,
 )
-from include.recall.models import AudioPart
+from include.recall.models import AudioPart, Participant
 from include.recall.redaction import redact_http_logs
 from include.recall.retry import RetryPolicy, parse_retry_after
 from include.recall.transport import PlainConnection, SecureConnection, linked, reason_of, use_connections
@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from urllib3.response import BaseHTTPResponse
 
     from include.recall.models import SignedLink
+
+Entry = TypeVar("Entry")
 
 USER_AGENT = "recall-audio-archive"
 MOST_REDIRECTS = 3
@@ -212,11 +214,20 @@ class MediaClient:
         :raises RecallTooLargeError: it is beyond every plausible size.
         :raises RecallResponseError: it is not JSON.
         """
+        return self._get_list(link, "a parts list", AudioPart.parse)
 
-        def attempt(end: float) -> list[AudioPart]:
+    def get_participants(self, link: SignedLink) -> list[Participant]:
+        """Fetch the list of everyone who was there; raises as :meth:`get_parts` does.
+
+        :param link: a recording's ``participants_url``.
+        """
+        return self._get_list(link, "a participants list", Participant.parse)
+
+    def _get_list(self, link: SignedLink, what: str, parse: Callable[[object, str], Entry]) -> list[Entry]:
+        def attempt(end: float) -> list[Entry]:
             body = self._open(link, 0, None, end=self._clock() + end - self._retry.clock())
             try:
-                return _read_parts(_chunks(body))
+                return _read_list(_chunks(body, what), what, parse)
             finally:
                 body.close()
 
@@ -495,27 +506,27 @@ def _hex(value: str, size: int) -> str | None:
     return digest.hex() if len(digest) == size else None
 
 
-def _chunks(body: MediaBody) -> Iterator[bytes]:
+def _chunks(body: MediaBody, what: str) -> Iterator[bytes]:
     buffer = memoryview(bytearray(CHUNK))
     came = 0
     while count := body.readinto(buffer):
         came += count
         if came > LARGEST_PARTS_LIST:
-            raise RecallTooLargeError(f"a parts list of more than {LARGEST_PARTS_LIST} bytes")
+            raise RecallTooLargeError(f"{what} of more than {LARGEST_PARTS_LIST} bytes")
         yield bytes(buffer[:count])
 
 
-def _read_parts(chunks: Iterator[bytes]) -> list[AudioPart]:
-    parts: list[AudioPart] = []
+def _read_list(chunks: Iterator[bytes], what: str, parse: Callable[[object, str], Entry]) -> list[Entry]:
+    entries: list[Entry] = []
     try:
         for index, entry in enumerate(_ArrayReader(chunks)):
             if index >= MOST_PARTS:
-                raise RecallTooLargeError(f"a parts list of more than {MOST_PARTS} entries")
-            parts.append(AudioPart.parse(entry, f"[{index}]"))
+                raise RecallTooLargeError(f"{what} of more than {MOST_PARTS} entries")
+            entries.append(parse(entry, f"[{index}]"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        unreadable = f"a parts list is no JSON: {type(error).__name__} after {len(parts)} entries"
+        unreadable = f"{what} is no JSON: {type(error).__name__} after {len(entries)} entries"
     else:
-        return parts
+        return entries
     raise RecallResponseError(unreadable)
 
 

@@ -45,6 +45,7 @@ class RedactingFilter(logging.Filter):
         """Replace the record's message by its redacted form."""
         record.msg = redact(record.getMessage())
         record.args = None
+        record.exc_info = None  # its text repeats what the message said, unredacted
         return True
 
 

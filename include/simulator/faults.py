@@ -7,12 +7,14 @@ import functools
 import gzip
 import json
 import re
+from datetime import datetime, timedelta
+from email.utils import format_datetime
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urljoin
 
 from pydantic import Field, field_validator, model_validator
 
-from include.simulator.scenario import Audio, Model
+from include.simulator.scenario import Audio, Model, body_of
 from include.simulator.wire import Delivery, Reply
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class Action(Model):
     To the real answer:
 
     :param headers: set these, or remove those that are null.
+    :param retry_after_date: set ``Retry-After`` to the HTTP date that many seconds after the answer's own ``Date``.
     :param next: ``repeat`` points ``next`` at the same page again; a URL points it there.
     :param set: JSON paths such as ``results.0.id`` to new values.
     :param remove: JSON paths to take out.
@@ -79,6 +82,7 @@ class Action(Model):
     expired: bool = False
     bomb: int | None = Field(default=None, ge=1)
     headers: dict[str, str | None] = {}
+    retry_after_date: float | None = None
     next: str | None = None
     set: dict[str, Any] = {}
     remove: list[str] = []
@@ -99,6 +103,10 @@ class Action(Model):
     def _does_something(self) -> Action:
         if not self.model_fields_set - {"reset", "stall_seconds", "after_work"}:
             raise ValueError("an action needs at least one member")
+        if self.body_hex is not None:
+            bytes.fromhex(self.body_hex)
+        if self.content is not None:
+            body_of(self.content)
         return self
 
     def instead(self, path: str, query: str) -> Reply | None:
@@ -125,10 +133,11 @@ class Action(Model):
             return Reply.of(self.status, {"detail": "Simulated."}, {})
         return None
 
-    def change(self, reply: Reply, url: str) -> Reply:
+    def change(self, reply: Reply, url: str, now: datetime) -> Reply:
         """Change an answer before it is sent.
 
         :param url: of the request, for a ``next`` that repeats.
+        :param now: the virtual moment.
         """
         if self.next is not None or self.set or self.remove:
             reply = self._edit(reply, url)
@@ -139,7 +148,11 @@ class Action(Model):
             reply.chunked, reply.length = True, None
         elif self.content_length is not None:
             reply.length = None if self.content_length == "none" else self.content_length
-        for name, value in self.headers.items():
+        headers = dict(self.headers)
+        if self.retry_after_date is not None:
+            moment = now.replace(microsecond=0) + timedelta(seconds=self.retry_after_date)
+            headers["Retry-After"] = format_datetime(moment, usegmt=True)
+        for name, value in headers.items():
             for known in [known for known in reply.headers if known.lower() == name.lower()]:
                 del reply.headers[known]
             if value is not None:

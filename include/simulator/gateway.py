@@ -129,12 +129,12 @@ class Gateway:
             worked = await self._work(exchange)
             self._remember(memory, worked)
             reply = reply or worked
-        else:
-            self._remember(memory, reply)
         if action.drop == "after":
             await exchange.drop()
             return
-        reply = action.change(reply, exchange.url())
+        reply = action.change(reply, exchange.url(), self._world.now())
+        if memory is not None and memory.reply is None:
+            self._remember(memory, reply)
         if not action.touches_wire():
             await self._reply(exchange, reply)
             return

@@ -69,7 +69,6 @@ class MediaServer:
             while True:
                 connection, _ = await loop.sock_accept(listener)
                 connection.setblocking(False)
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 task = asyncio.create_task(self._talk(connection))
                 self._connections.add(task)
                 task.add_done_callback(self._connections.discard)
@@ -114,7 +113,7 @@ class MediaServer:
         reply = action.instead(request.path, request.query)
         if reply is None:
             reply = await self._answer(request, action)
-        reply = action.change(reply, request.path)
+        reply = action.change(reply, request.path, self._world.now())
         await self._send(wire, request, reply, entry, rule)
 
     async def _send(

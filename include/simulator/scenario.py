@@ -7,13 +7,14 @@ part from the start of its recording.
 from __future__ import annotations
 
 import functools
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from include.simulator import audio
 
 Metadata = dict[str, str | None]
+Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
 class Model(BaseModel):
@@ -180,7 +181,7 @@ class Artifact(Shaped):
     :param part_link_seconds: lifetime of the links to the parts; as ``link_seconds`` by default.
     """
 
-    id: str | None = None
+    id: Id | None = None
     format: str = "raw"
     status: str = "done"
     sub_code: str | None = None
@@ -208,7 +209,7 @@ class Recording(Shaped):
     :param artifacts: by default one for each kind that ``recording_config`` asks for, with the demo's parts.
     """
 
-    id: str | None = None
+    id: Id | None = None
     starts: float | None = None
     ends: float | None = None
     status: str = "done"
@@ -248,7 +249,7 @@ class Meeting(Shaped):
     """
 
     dispatch: Literal["now", "on_create"] = "now"
-    bot_id: str | None = None
+    bot_id: Id | None = None
     title: str | None = "Quarterly planning"
     meeting_url: str = "https://teams.microsoft.com/l/meetup-join/19%3ameeting_DEMO%40thread.v2/0"
     bot_name: str = "Meeting Notetaker"

@@ -143,7 +143,7 @@ def participant_events_json(recording: RecordingState) -> list[dict[str, Any]]:
     moments.sort(key=lambda moment: moment[0])
     return [
         {
-            "id": str(uuid.uuid5(uuid.UUID(recording.id), f"event-{number}")),
+            "id": str(uuid.uuid5(uuid.NAMESPACE_OID, f"{recording.id}/event-{number}")),
             "action": action,
             "participant": person,
             "timestamp": _timestamp(recording, at),
@@ -215,7 +215,7 @@ def _shortcuts(recording: RecordingState, world: World, origins: Origins) -> dic
 def _shortcut(recording: RecordingState, kind: str, world: World, data: dict[str, Any]) -> dict[str, Any]:
     code, sub_code, changed = recording.status(world.now())
     return {
-        "id": str(uuid.uuid5(uuid.UUID(recording.id), kind)),
+        "id": str(uuid.uuid5(uuid.NAMESPACE_OID, f"{recording.id}/{kind}")),
         "created_at": format_time(recording.created_at),
         "status": {"code": code, "sub_code": sub_code, "updated_at": format_time(changed)},
         "metadata": {},

@@ -149,7 +149,7 @@ class ArtifactState:
         key = f"{group}-{copy}"
         identity = spec.id
         if identity is None:
-            identity = str(uuid.uuid5(uuid.UUID(int=0), f"{self.id}/{key}"))
+            identity = str(uuid.uuid5(uuid.NAMESPACE_OID, f"{self.id}/{key}"))
         elif copy:
             identity = f"{identity}-{copy}"
         sound = spec.audio
@@ -257,11 +257,11 @@ class BotState:
     def status_changes(self, now: datetime) -> list[tuple[scenario.Step, datetime]]:
         """List the status changes so far, each with its timestamp."""
         changes = [(step, self.stamp(step.at)) for step in self.steps if self.happens(step.at) <= now]
-        gone = [moment for recording in self.recordings if (moment := recording.gone_at(now)) is not None]
-        if gone and len(gone) == len(self.recordings) and changes:
+        media = [recording.status(now) for recording in self.recordings]
+        if changes and media and all(code == "deleted" for code, _, _ in media):
             latest = max(stamp for _, stamp in changes)
             step = scenario.Step(at=0.0, code=STATUS_MEDIA_EXPIRED)
-            changes.append((step, max(max(gone), latest + timedelta(microseconds=1))))
+            changes.append((step, max(max(moment for _, _, moment in media), latest + timedelta(microseconds=1))))
         return changes
 
 
