@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 import time
 import zlib
 from dataclasses import asdict, dataclass, field, replace
@@ -55,6 +56,7 @@ MAX_BACKOFF = 8.0
 MAX_WAIT = 30.0
 """Longest pause that the source may ask for before the copy gives up and leaves it to its caller to come back."""
 
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _MARKER, _MARK = "archived-by", "recall-audio-archive"
 _SOURCE_PROOFS = frozenset({"content-length", "length_unverified", "source-checksum"})
 
@@ -411,6 +413,8 @@ class _Copy:
                 return None
             sha256, source_sha256, source_bytes = notes["sha256"], notes["source-sha256"], int(notes["source-bytes"])
             pcm = PcmFormat.parse(notes["pcm"]) if "pcm" in notes else None
+            if not _SHA256.fullmatch(sha256) or not _SHA256.fullmatch(source_sha256) or source_bytes < 0:
+                return None
             verified_by = [word for word in notes["verified-by"].split(",") if word in _SOURCE_PROOFS]
         except (KeyError, ValueError):
             return None
@@ -465,6 +469,7 @@ class _Copy:
         with self._store.write(key, media_type=kind.media_type, size=size, metadata=notes) as writer:
             digests = self._pump(head, header, writer)
             part = self._checked(key, pcm, digests, first)
+            self._reader.check_stop()
             try:
                 info = writer.commit(_evidence(part, writer.crc32))
             except AlreadyExistsError:

@@ -87,7 +87,7 @@ class StoredBytesDifferError(IntegrityError):
 
 
 class StoppedError(ArchiveError):
-    """The copy was told to stop; nothing of it was stored."""
+    """The copy was told to stop; nothing of it is visible, unless it was already whole."""
 
     code = "stopped"
     permanent = False
