@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import codecs
+import contextlib
 import ipaddress
 import json
 import re
@@ -44,7 +45,7 @@ from include.recall.errors import (
 from include.recall.models import AudioPart, Participant
 from include.recall.redaction import redact_http_logs
 from include.recall.retry import RetryPolicy, parse_retry_after
-from include.recall.transport import PlainConnection, SecureConnection, linked, reason_of, use_connections
+from include.recall.transport import PlainConnection, SecureConnection, reason_of, timed_out, use_connections
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -416,6 +417,8 @@ def is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner is not None:
             ip = inner
+        elif ip.is_site_local:
+            return False
     return ip.is_global and not (ip.is_multicast or ip.is_reserved)
 
 
@@ -441,7 +444,7 @@ def _failure(error: Exception, what: str) -> RecallError:
     reason, permanent = reason_of(error)
     if permanent:
         return RecallRequestError(f"{what}: {reason}", permanent=True)
-    if any(isinstance(one, (TimeoutError, urllib3.exceptions.TimeoutError)) for one in linked(error)):
+    if timed_out(error):
         return RecallMediaSlowError(f"{what}: {reason}")
     return RecallMediaCutError(f"{what}: {reason}")
 
@@ -543,7 +546,7 @@ class _ArrayReader:
     def __iter__(self) -> Iterator[object]:
         if self._next() != "[":
             self._entry()  # raises unless it is JSON
-            raise RecallSchemaError("a parts list is no array; the API's schema has changed", field="")
+            raise RecallSchemaError("a list is no array; the API's schema has changed", field="")
         self._at += 1
         if self._next() == "]":
             self._at += 1
@@ -565,16 +568,16 @@ class _ArrayReader:
     def _entry(self) -> object:
         self._next()
         while True:
-            try:
+            with contextlib.suppress(json.JSONDecodeError):
+                entry, end = self._json.raw_decode(self._text, self._at)
+                # What looks like a whole number may go on in the next chunk.
+                if end < len(self._text) and self._text[end] in " \t\r\n,]":
+                    self._at = end
+                    return entry
+            if len(self._text) - self._at > LARGEST_ENTRY:
+                raise RecallTooLargeError(f"a list's entry of more than {LARGEST_ENTRY} characters")
+            if not self._more():
                 entry, self._at = self._json.raw_decode(self._text, self._at)
-            except json.JSONDecodeError:
-                if len(self._text) - self._at > LARGEST_ENTRY:
-                    raise RecallTooLargeError(
-                        f"an entry of a parts list is longer than {LARGEST_ENTRY} characters"
-                    ) from None
-                if not self._more():
-                    raise
-            else:
                 return entry
 
     def _next(self) -> str:

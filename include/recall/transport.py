@@ -131,19 +131,23 @@ def linked(error: BaseException) -> Iterator[BaseException]:
         stack.extend(one for one in inner if isinstance(one, BaseException))
 
 
+def timed_out(error: BaseException) -> bool:
+    """Tell whether a connection failed for want of time."""
+    # Not urllib3's own TimeoutError, from which a refused connection descends too.
+    return any(isinstance(one, (TimeoutError, urllib3.exceptions.ReadTimeoutError)) for one in linked(error))
+
+
 def reason_of(error: BaseException) -> tuple[str, bool]:
     """Say in a few words why a connection failed, and whether trying again is useless (a certificate).
 
     The words never hold the URL, which the libraries' own texts do.
     """
-    reason = "the connection was cut"
+    reason = "it didn't answer in time" if timed_out(error) else "the connection was cut"
     for one in linked(error):
         if isinstance(one, ssl.SSLCertVerificationError):
             return f"its certificate can't be trusted: {one.verify_message}", True
         if isinstance(one, socket.gaierror):
             reason = "its name can't be resolved"
-        elif isinstance(one, (TimeoutError, urllib3.exceptions.TimeoutError)):
-            reason = "it didn't answer in time"
         elif isinstance(one, ConnectionRefusedError):
             reason = "it refused the connection"
         elif isinstance(one, ssl.SSLError):

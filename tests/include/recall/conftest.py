@@ -11,6 +11,7 @@ import ssl
 import struct
 import threading
 import time
+import traceback
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     Reply = bytes | Callable[[socket.socket], None]
+    Shown = Callable[[BaseException], str]
 
 
 def reply(status: int = 200, body: Any = b"", **headers: str) -> bytes:
@@ -266,3 +268,17 @@ def tls_server(authority: Authority) -> Iterator[Callable[..., Server]]:
     yield start
     for server in servers:
         server.close()
+
+
+@pytest.fixture
+def shown() -> Shown:
+    def shown(error: BaseException) -> str:
+        """Everything that a log or report could show of an error."""
+        linked: list[str] = []
+        one: BaseException | None = error
+        while one is not None:
+            linked.append(f"{one!r} {one} {vars(one)}")
+            one = one.__cause__ or one.__context__
+        return " ".join([*linked, *traceback.format_exception(error)])
+
+    return shown

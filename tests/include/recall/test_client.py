@@ -4,7 +4,6 @@ import json
 import logging
 import socket
 import time
-import traceback
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from include.recall.retry import RetryPolicy
-    from tests.include.recall.conftest import Asked, Authority, Clock, Server
+    from tests.include.recall.conftest import Asked, Authority, Clock, Server, Shown
 
 KEY = "canary-api-key-0123456789"
 BOT: dict[str, Any] = {"id": "bot-1", "status_changes": [], "recordings": [], "metadata": {"request": "r-1"}}
@@ -72,16 +71,6 @@ def connect(server: Server, policy: RetryPolicy) -> Any:
 @pytest.fixture
 def client(connect: Callable[..., RecallClient]) -> RecallClient:
     return connect()
-
-
-def shown(error: BaseException) -> str:
-    """Everything that a log or report could show of an error."""
-    linked: list[str] = []
-    one: BaseException | None = error
-    while one is not None:
-        linked.append(f"{one!r} {one} {vars(one)}")
-        one = one.__cause__ or one.__context__
-    return " ".join([*linked, *traceback.format_exception(error)])
 
 
 def test_a_request_is_what_the_api_expects(connect: Callable[..., RecallClient], server: Server) -> None:
@@ -239,7 +228,7 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_unreadable_replies(client: RecallClient, server: Server, name: str) -> None:
+def test_unreadable_replies(client: RecallClient, server: Server, name: str, shown: Shown) -> None:
     server.says(*[UNREADABLE[name](server) for _ in range(3)], server.reply(200, BOT))
     if name == "long number" and not hasattr(__import__("sys"), "get_int_max_str_digits"):
         pytest.skip("this Python reads it")
@@ -468,7 +457,9 @@ def test_ids_are_checked_before_anything_is_asked(client: RecallClient, server: 
         {"base_url": ""},
     ],
 )
-def test_settings_that_cannot_be_used(connect: Callable[..., RecallClient], kwargs: dict[str, str]) -> None:
+def test_settings_that_cannot_be_used(
+    connect: Callable[..., RecallClient], kwargs: dict[str, str], shown: Shown
+) -> None:
     with pytest.raises(RecallConfigError) as caught:
         connect(**kwargs)
     assert "canary" not in shown(caught.value)
@@ -532,7 +523,7 @@ def test_a_proxy_can_be_configured(connect: Callable[..., RecallClient], other_s
 
 
 def test_neither_logs_nor_errors_show_the_key_or_a_query(
-    client: RecallClient, server: Server, caplog: pytest.LogCaptureFixture
+    client: RecallClient, server: Server, caplog: pytest.LogCaptureFixture, shown: Shown
 ) -> None:
     following = f"{server.url}/api/v1/audio_separate/?cursor=CANARY"
     server.says(server.reply(200, {"results": [], "next": following}), server.raw(reset=True))
