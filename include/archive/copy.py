@@ -172,7 +172,7 @@ def archive_body(
     :param ids: ids, no names, that are noted with the object, for example ``recording-id``.
     :param duration: seconds that the source states, for a plausibility check.
     :param pcm: how headerless samples are laid out, default 16 kHz, 16 bits, mono.
-    :param expected_sha256: what a manifest already says of the stored object; other bytes are never stored in its place.
+    :param expected_sha256: what a manifest says of the object; no other bytes are stored in its place.
     :param stop: set it from another thread or a signal handler to end the copy.
     :param progress: called with bytes read and bytes in all (None when unknown), about once for each MiB.
     :param backoff: seconds before the first repetition; doubles up to 8 s.

@@ -211,7 +211,10 @@ class Manifest:
         """
         document = self.to_dict()
         validate(document)
-        return (json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n").encode("ascii")
+        try:
+            return (json.dumps(document, indent=1, sort_keys=True, allow_nan=False) + "\n").encode("ascii")
+        except ValueError:
+            raise ManifestInvalidError("the manifest holds a number that JSON lacks") from None
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Manifest:
@@ -284,7 +287,10 @@ def publish(store: Store, folder: str, manifest: Manifest) -> bool:
     :return: True when it was written, False when one that says the same was there.
     :raises ManifestConflictError: when a different one was there; it is left as it is.
     """
-    if store.put_if_absent(f"{folder}/{MANIFEST_NAME}", manifest.to_bytes(), MANIFEST_MEDIA_TYPE):
+    key = f"{folder}/{MANIFEST_NAME}"
+    if store.put_if_absent(key, manifest.to_bytes(), MANIFEST_MEDIA_TYPE):
+        # What a killed writer of the same manifest left behind.
+        store.abort_stale(key.rpartition(".")[0])
         return True
     existing = load(store, folder)
     if existing is not None and existing.says_the_same(manifest):

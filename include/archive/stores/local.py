@@ -271,6 +271,9 @@ class LocalWriter:
         except FileExistsError:
             raise AlreadyExistsError(f"{self._key} already exists") from None
         except FileNotFoundError:
+            with suppress(FileNotFoundError):
+                os.stat(self._name, dir_fd=folder, follow_symlinks=False)
+                raise AlreadyExistsError(f"{self._key} already exists") from None
             raise UploadLostError(f"{self._key}: the temporary file is gone; another try has begun") from None
         with suppress(FileNotFoundError):
             os.unlink(self._temp, dir_fd=folder)

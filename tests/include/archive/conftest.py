@@ -6,9 +6,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import boto3
 import pytest
@@ -16,6 +14,10 @@ from botocore.config import Config
 
 from include.archive.stores import LocalStore, S3Store
 from tests.include.archive.support import Archive
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 BUCKET = "archive"
 

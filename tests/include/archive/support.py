@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import functools
 import hashlib
 import random
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from include.archive.copy import StoredPart, archive_body
-from include.archive.stores import Store
 from include.errors import CodedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from include.archive.stores import Store
 
 STEM = "participant=100/artifact-1/part-1"
 IDS = {"recording_id": "rec-1", "artifact_id": "artifact-1", "part_id": "part-1"}
@@ -27,6 +31,7 @@ class Archive:
     modified: Callable[[str], object]
 
 
+@functools.lru_cache(maxsize=8)
 def audio(size: int, *, seed: int = 0, magic: bytes = b"OggS") -> bytes:
     """Bytes in which any shift, splice or repetition shows."""
     return (magic + random.Random(seed).randbytes(size))[:size]  # noqa: S311

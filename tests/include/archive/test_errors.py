@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import pickle
+from typing import TYPE_CHECKING
 
 import pytest
 
 from include.archive import errors
-from include.errors import CodedError
+
+if TYPE_CHECKING:
+    from include.errors import CodedError
 
 KINDS = sorted(
     (each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, errors.ArchiveError)),

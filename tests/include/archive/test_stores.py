@@ -7,8 +7,7 @@ import subprocess
 import sys
 import threading
 import zlib
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import boto3
 import pytest
@@ -16,10 +15,14 @@ from botocore.exceptions import ClientError, ConnectionClosedError, NoCredential
 from botocore.stub import Stubber
 
 from include.archive import errors
-from include.archive.stores import LocalStore, S3Store, open_store
+from include.archive.stores import LocalStore, S3Store, Store, open_store
 from include.archive.stores import s3 as s3_module
 from tests.include.archive.conftest import BUCKET, make_client
 from tests.include.archive.support import STEM, Archive, audio
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 KEY = f"{STEM}.ogg"
 PART = s3_module.PART_BYTES
@@ -37,6 +40,17 @@ def put(archive: Archive, key: str, data: bytes, *, size: int | None = None, ste
         assert writer.crc32 == zlib.crc32(data)
         info = writer.commit({"sha256": "abc"})
     assert (info.key, info.size) == (key, len(data))
+
+
+def save(store: Store, data: bytes, *, key: str = "a.ogg", meanwhile: Callable[[], object] = lambda: None) -> None:
+    with store.write(key, media_type="audio/ogg") as writer:
+        writer.write(memoryview(data))
+        meanwhile()
+        writer.commit({})
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -58,13 +72,14 @@ def test_objects_are_stored_whole(archive: Archive, size: int, known: bool) -> N
 
 @pytest.mark.parametrize("size", [10, PART + 10])
 def test_nothing_is_visible_before_the_commit_or_after_an_abort(archive: Archive, size: int) -> None:
-    data = memoryview(audio(size))
-    with pytest.raises(KeyboardInterrupt), archive.store.write(KEY, media_type="audio/ogg", size=size) as writer:
-        writer.write(data)
+    def look() -> None:
         assert archive.keys() == []
         assert list(archive.store.list()) == []
         assert archive.store.stat(KEY) is None
-        raise KeyboardInterrupt
+        interrupt()
+
+    with pytest.raises(KeyboardInterrupt):
+        save(archive.store, audio(size), key=KEY, meanwhile=look)
     assert (archive.keys(), archive.leftovers()) == ([], [])
 
 
@@ -184,7 +199,7 @@ def test_only_the_leftovers_of_one_stem_are_removed(archive: Archive, stem: str)
     for each, writer in zip((STEM, STEM + "0", STEM + "-1"), writers, strict=True):
         with writer:
             if each == stem:
-                # The try that was cleaned up cannot finish any more. The test server answers 500 where S3 says NoSuchUpload.
+                # The try that was cleaned up cannot finish. The test server answers 500 where S3 says NoSuchUpload.
                 with pytest.raises((errors.UploadLostError, errors.StorageUnavailableError)):
                     writer.commit({})
             else:
@@ -297,10 +312,9 @@ def test_a_failing_disk_leaves_nothing(
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patch:
-        with pytest.raises(errors.StorageError) as caught, local.store.write("a.ogg", media_type="audio/ogg") as writer:
-            patch.setattr(os, call, fail)
-            writer.write(memoryview(b"OggS"))
-            writer.commit({})
+        patch.setattr(os, call, fail)
+        with pytest.raises(errors.StorageError) as caught:
+            save(local.store, b"OggS")
         assert caught.value.code == code
         assert caught.value.permanent is (code == "storage_denied")
     assert (local.keys(), local.leftovers()) == (["other.ogg"], [])
@@ -498,9 +512,8 @@ def test_a_lost_answer_is_resolved_by_looking(s3: Any, size: int) -> None:
         s3, put_object=lose(s3.put_object), complete_multipart_upload=lose(s3.complete_multipart_upload)
     )
     store = S3Store(bucket=BUCKET, prefix=f"lost-{size}", client=client)
-    with pytest.raises(errors.AlreadyExistsError), store.write("a.ogg", media_type="audio/ogg") as writer:
-        writer.write(memoryview(data))
-        writer.commit({})
+    with pytest.raises(errors.AlreadyExistsError):
+        save(store, data)
     assert b"".join(store.read("a.ogg")) == data
 
 
@@ -526,9 +539,8 @@ def test_a_conflict_at_completion_loses_the_upload(s3: Any) -> None:
 
     client: Any = Proxy(s3, complete_multipart_upload=complete)
     store = S3Store(bucket=BUCKET, prefix="conflict-2", client=client)
-    with pytest.raises(errors.UploadLostError), store.write("a.ogg", media_type="audio/ogg") as writer:
-        writer.write(memoryview(audio(PART + 1)))
-        writer.commit({})
+    with pytest.raises(errors.UploadLostError):
+        save(store, audio(PART + 1))
     assert s3.list_multipart_uploads(Bucket=BUCKET, Prefix="conflict-2/").get("Uploads", []) == []
 
 
@@ -543,9 +555,7 @@ def test_a_part_damaged_on_the_way_is_sent_again(s3: Any) -> None:
     client: Any = Proxy(s3, upload_part=upload_part)
     store = S3Store(bucket=BUCKET, prefix="damaged-part", client=client)
     data = audio(PART + 1)
-    with store.write("a.ogg", media_type="audio/ogg") as writer:
-        writer.write(memoryview(data))
-        writer.commit({})
+    save(store, data)
     assert b"".join(store.read("a.ogg")) == data
 
 
@@ -555,9 +565,8 @@ def test_a_failing_abort_does_not_hide_why(s3: Any, caplog: pytest.LogCaptureFix
 
     client: Any = Proxy(s3, abort_multipart_upload=refuse)
     store = S3Store(bucket=BUCKET, prefix="failing-abort", client=client)
-    with pytest.raises(KeyError), store.write("a.ogg", media_type="audio/ogg") as writer:
-        writer.write(memoryview(audio(PART + 1)))
-        raise KeyError
+    with pytest.raises(KeyboardInterrupt):
+        save(store, audio(PART + 1), meanwhile=interrupt)
     (upload,) = s3.list_multipart_uploads(Bucket=BUCKET, Prefix="failing-abort/")["Uploads"]
     assert upload["UploadId"] in caplog.text
     assert S3Store(bucket=BUCKET, prefix="failing-abort", client=s3).abort_stale("a") == 1
