@@ -233,6 +233,11 @@ class LocalAirflow:
         reply: dict[str, Any] = self._request("GET", path).json()
         return reply
 
+    def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Make something through the public REST API; the counterpart of :meth:`get`."""
+        reply: dict[str, Any] = self._request("POST", path, body).json()
+        return reply
+
     def patch(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Change something through the public REST API; the counterpart of :meth:`get`."""
         reply: dict[str, Any] = self._request("PATCH", path, body).json()

@@ -9,8 +9,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import requests
-
 from scripts.processes import ProcessGroup
 
 if TYPE_CHECKING:
@@ -20,11 +18,11 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 
 class LocalSimulatorError(RuntimeError):
-    """The simulator did not start, or refused a request."""
+    """The simulator did not start."""
 
 
 class LocalSimulator:
-    """The simulator on this machine, reached over HTTP; it ends with this process at the latest.
+    """The simulator on this machine; it ends with this process at the latest.
 
     Use it as a context manager: entering starts it and waits until it answers, leaving ends it.
 
@@ -39,8 +37,6 @@ class LocalSimulator:
         self._command = [sys.executable, "-m", "include.simulator", "--port", str(port)]
         self._command += ["--media-port", str(media_port), *arguments]
         self._group = ProcessGroup(grace=3)
-        self._session = requests.Session()
-        self._session.trust_env = False
         self._facts: dict[str, Any] = {}
 
     def __enter__(self) -> LocalSimulator:
@@ -84,26 +80,11 @@ class LocalSimulator:
     def stop(self) -> None:
         """End it."""
         self._group.stop()
-        self._session.close()
 
     def ended(self) -> str | None:
         """Say that it ended by itself, and where its log is; None while it runs."""
         code = self._group.processes["simulator"].poll()
         return None if code is None else f"the simulator ended with code {code}: see {self.log}"
-
-    def control(self, path: str, json: Any = None) -> Any:
-        """Ask or tell the simulator something that Recall's own API has no word for.
-
-        :param path: what follows `/_sim`, for example `/health`.
-        :param json: body of a POST; without it, the request is a GET.
-        :return: the reply's JSON, or None where it has no body.
-        :raises LocalSimulatorError: the reply is not a success.
-        """
-        method = "GET" if json is None else "POST"
-        reply = self._session.request(method, f"{self.url}/_sim{path}", json=json, timeout=30)
-        if not reply.ok:
-            raise LocalSimulatorError(f"{method} /_sim{path}: HTTP {reply.status_code}: {reply.text[:1000]}")
-        return reply.json() if reply.content else None
 
     def _announcement(self) -> dict[str, Any]:
         for line in self.log.read_text(encoding="utf-8").splitlines(keepends=True):
