@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import logging
 import signal
 import socket
 import sys
@@ -60,7 +61,7 @@ def _arguments() -> argparse.Namespace:
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.create_server((host, port), family=family, backlog=1024)
-    # Accepted connections inherit it. asyncio leaves it out here, and each answer would wait 40 ms for an acknowledgement.
+    # Inherited by connections. asyncio leaves it out here, and each answer would wait 40 ms for an acknowledgement.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
@@ -127,6 +128,8 @@ async def _serve(arguments: argparse.Namespace) -> None:
 
         def stop() -> None:
             server.should_exit = server.force_exit = True
+            # Answers that are cut off now are cut off on purpose; uvicorn would print a traceback for each.
+            logging.getLogger("uvicorn.error").disabled = True
 
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):

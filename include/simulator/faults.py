@@ -271,6 +271,7 @@ class FaultBook:
         self._released.set()
         self._released = asyncio.Event()
         self.rules = []
+        self._count = 0
 
     def find(self, origin: str, method: str, target: str) -> ArmedRule | None:
         """Find the rule that a request falls under.

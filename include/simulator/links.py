@@ -10,7 +10,7 @@ import math
 import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -82,13 +82,8 @@ class LinkSigner:
         """
         moment = str(math.ceil(expires.timestamp()))
         session = secrets.token_urlsafe(18)
-        query = {
-            "AWSAccessKeyId": ACCESS_KEY_ID,
-            "Signature": self._signature("GET", path, moment, session),
-            "x-amz-security-token": session,
-            "Expires": moment,
-        }
-        return urlencode(query, quote_via=quote)
+        signature = quote(self._signature("GET", path, moment, session), safe="")
+        return f"AWSAccessKeyId={ACCESS_KEY_ID}&Signature={signature}&x-amz-security-token={session}&Expires={moment}"
 
     def check_media(self, method: str, path: str, query: dict[str, str], now: datetime) -> None:
         """Check a media link.
@@ -109,4 +104,4 @@ class LinkSigner:
 
     def _signature(self, method: str, path: str, expires: str, session: str) -> str:
         text = f"{method}\n\n\n{expires}\nx-amz-security-token:{session}\n{path}"
-        return base64.b64encode(hmac.new(self._secret, text.encode(), hashlib.sha1).digest()).decode()
+        return base64.b64encode(hmac.digest(self._secret, text.encode(), "sha1")).decode()
