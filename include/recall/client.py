@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Literal, Protocol
-from urllib.parse import SplitResult, quote, urlencode, urljoin, urlsplit
+from urllib.parse import quote, urlencode, urljoin
 
 import requests
 import urllib3
@@ -34,7 +34,14 @@ from include.recall.errors import (
 from include.recall.models import AudioArtifact, Bot, Recording, parse_page
 from include.recall.redaction import redact, redact_http_logs
 from include.recall.retry import RetryPolicy, parse_date, parse_retry_after
-from include.recall.transport import PlainWholeConnection, SecureWholeConnection, linked, reason_of, use_connections
+from include.recall.transport import (
+    PlainWholeConnection,
+    SecureWholeConnection,
+    linked,
+    parsed,
+    reason_of,
+    use_connections,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -136,7 +143,8 @@ class RecallClient:
         self.base_url = base_url.strip().rstrip("/")
         self.region = region
         self.server_time: datetime | None = None
-        self._base = _split_base(self.base_url)
+        if parsed(self.base_url) is None or re.search(r"[?#\s]", self.base_url):
+            raise RecallConfigError("the base URL must be like https://us-west-2.recall.ai, without user or query")
         self._budget = budget
         self._retry = retry or RetryPolicy()
         self._connect_timeout = connect_timeout
@@ -165,7 +173,7 @@ class RecallClient:
     @property
     def host(self) -> str:
         """The API's host, as messages name it."""
-        return self._base.netloc
+        return self.base_url.split("://", 1)[1].split("/", 1)[0]
 
     def close(self) -> None:
         """Close the connections."""
@@ -272,7 +280,7 @@ class RecallClient:
 
     def _checked_next(self, following: str, url: str, seen: set[str]) -> str:
         target = _joined(url, following)
-        if not self._is_ours(target, urlsplit(url).path):
+        if not _is_same(target, url):
             raise RecallPaginationError(
                 f"a list of {self.host} continues at another address; the key is not sent there"
             )
@@ -281,19 +289,6 @@ class RecallClient:
         if len(seen) >= MOST_PAGES:
             raise RecallPaginationError(f"a list of {self.host} doesn't end after {MOST_PAGES} pages")
         return target
-
-    def _is_ours(self, url: str, path: str) -> bool:
-        """Tell whether a URL is the same resource of the API, but for its query and last slash."""
-        try:
-            target = urlsplit(url)
-            same_origin = (target.scheme, target.hostname, _port(target)) == (
-                self._base.scheme,
-                self._base.hostname,
-                _port(self._base),
-            )
-        except ValueError:
-            return False
-        return same_origin and "@" not in target.netloc and target.path.rstrip("/") == path.rstrip("/")
 
     def _url(self, path: str) -> str:
         return f"{self.base_url}/api/v1/{path}"
@@ -310,7 +305,7 @@ class RecallClient:
             reply = self._send(method, url, headers, body, end)
             if 300 <= reply.status < 400:
                 reply = self._send(method, self._redirected(method, url, reply), headers, body, end)
-            return self._read(reply, f"{method} {urlsplit(url).path}", kind)
+            return self._read(reply, f"{method} {url.split('?', 1)[0].removeprefix(self.base_url)}", kind)
 
         return self._retry.run(attempt)
 
@@ -355,7 +350,7 @@ class RecallClient:
 
     def _redirected(self, method: str, url: str, reply: _Reply) -> str:
         target = _joined(url, reply.headers.get("Location") or "")
-        if method == "GET" and target != url and self._is_ours(target, urlsplit(url).path):
+        if method == "GET" and target != url and _is_same(target, url):
             return target
         raise RecallUnsafeRedirectError(
             f"{self.host} answered {reply.status} and sent us elsewhere; check the base URL"
@@ -395,15 +390,14 @@ class RecallClient:
         )
 
 
-def _split_base(base_url: str) -> SplitResult:
-    try:
-        base = urlsplit(base_url)
-        usable = base.scheme in ("http", "https") and base.hostname and _port(base)
-    except ValueError:
-        usable = False
-    if not usable or "@" in base.netloc or base.query or base.fragment:
-        raise RecallConfigError("the base URL must be like https://us-west-2.recall.ai, without user or query")
-    return base
+def _is_same(target: str, url: str) -> bool:
+    """Tell whether a link leads to the same resource as a URL of ours, but for its query and last slash."""
+    there, here = parsed(target), parsed(url)
+    return (
+        there is not None
+        and here is not None
+        and there._replace(path=there.path.rstrip("/")) == here._replace(path=here.path.rstrip("/"))
+    )
 
 
 def _joined(url: str, link: str) -> str:
@@ -411,10 +405,6 @@ def _joined(url: str, link: str) -> str:
         return urljoin(url, link)
     except ValueError:
         return ""
-
-
-def _port(url: SplitResult) -> int:
-    return url.port or {"http": 80, "https": 443}.get(url.scheme, 0)
 
 
 def _checked_id(one: str) -> str:

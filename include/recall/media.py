@@ -17,7 +17,7 @@ import socket
 import ssl
 import time
 from typing import TYPE_CHECKING, NoReturn, TypeVar
-from urllib.parse import SplitResult, urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import urllib3
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
@@ -45,7 +45,7 @@ from include.recall.errors import (
 from include.recall.models import AudioPart, Participant
 from include.recall.redaction import redact_http_logs
 from include.recall.retry import RetryPolicy, parse_retry_after
-from include.recall.transport import PlainConnection, SecureConnection, reason_of, timed_out, use_connections
+from include.recall.transport import PlainConnection, SecureConnection, parsed, reason_of, timed_out, use_connections
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -320,21 +320,19 @@ class MediaClient:
         raise failure  # outside of the handler, so that no library's text with the URL in it hangs on
 
     def _checked_host(self, url: str) -> str:
-        try:
-            target = urlsplit(url)
-            host, port = (target.hostname or "").rstrip("."), _port(target)
-        except ValueError:
-            host, port, target = "", 0, SplitResult("", "", "", "", "")
-        if target.scheme not in ("http", "https") or not host:
+        target = parsed(
+            url
+        )  # by the parser that the connection goes by: what two read differently, one would let through
+        if target is None:
             raise RecallHostNotAllowedError("a link that is no http(s) URL")
-        if target.scheme != "https" and not self._is_allowed(host, port):
+        scheme, host, port, _ = target
+        if scheme != "https" and not self._is_allowed(host, port):
             raise RecallHostNotAllowedError(
                 f"media host {host}:{port} without TLS is not allowed; if it is yours, add it to the media hosts"
             )
         return f"{host}:{port}"
 
     def _is_allowed(self, host: str, port: int) -> bool:
-        host = host.rstrip(".").lower()
         return (host, port) in self._allowed or (host, None) in self._allowed
 
 
@@ -381,7 +379,7 @@ class _Vetted(HTTPConnection):
     is_allowed: Callable[[str, int], bool]
 
     def _new_conn(self) -> socket.socket:
-        host, port = self.host.strip("[]"), self.port
+        host, port = self.host.strip("[]").lower(), self.port
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except socket.gaierror as error:
@@ -434,10 +432,6 @@ def _host_and_port(entry: str) -> tuple[str, int | None]:
     if not host or target.netloc != text or "@" in text:
         raise RecallConfigError(f"{entry[:253]!r} can't be a media host; it must be a host or host:port")
     return host.rstrip("."), port
-
-
-def _port(target: SplitResult) -> int:
-    return target.port or {"http": 80, "https": 443}.get(target.scheme, 0)
 
 
 def _failure(error: Exception, what: str) -> RecallError:

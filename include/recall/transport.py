@@ -11,7 +11,7 @@ import io
 import socket
 import ssl
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -116,6 +116,27 @@ def use_connections(manager: urllib3.PoolManager, plain: type[HTTPConnection], s
         "http": type("PlainPool", (urllib3.HTTPConnectionPool,), {"ConnectionCls": plain}),
         "https": type("SecurePool", (urllib3.HTTPSConnectionPool,), {"ConnectionCls": secure}),
     }
+
+
+class Address(NamedTuple):
+    """Where a URL leads, without its query. The host is in lower case, without brackets or final dot."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str
+
+
+def parsed(url: str) -> Address | None:
+    """Read a URL as the connection itself will; ``None`` if it is no http(s) URL, or names a user."""
+    try:
+        parts = urllib3.util.parse_url(url)
+    except ValueError:
+        return None
+    host = (parts.host or "").strip("[]").rstrip(".").lower()
+    if parts.scheme not in ("http", "https") or not host or parts.auth is not None:
+        return None
+    return Address(parts.scheme, host, parts.port or {"http": 80, "https": 443}[parts.scheme], parts.path or "/")
 
 
 def linked(error: BaseException) -> Iterator[BaseException]:

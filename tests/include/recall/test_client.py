@@ -350,6 +350,10 @@ def test_an_interrupted_walk_is_no_list(client: RecallClient, server: Server) ->
         "gopher://{netloc}/api/v1/audio_separate/",
         "http://[",
         "?recording_id=rec-1",
+        "http://{netloc}\\@{other_netloc}/api/v1/audio_separate/?cursor=2",
+        "http://{other_netloc}\\@{netloc}/api/v1/audio_separate/?cursor=2",
+        "http://{netloc}#@{other_netloc}/api/v1/audio_separate/?cursor=2",
+        "\thttp://{other_netloc}/api/v1/audio_separate/?cursor=2",
     ],
 )
 def test_pages_elsewhere_are_refused(
