@@ -135,12 +135,15 @@ class LocalStore:
 
     def _open_folder(self, folder: str, *, create: bool = False) -> int:
         """Open a folder below the root one name at a time, so that no link on the way is followed."""
+        names = PurePosixPath(folder).parts
+        if {"/", ".."}.intersection(names):
+            raise ValueError(f"not a folder of this archive: {folder[:120]!a}")
         if create:
             self._root.mkdir(mode=0o755, parents=True, exist_ok=True)
         # The root itself is the deployment's own choice and may be a link.
         current = os.open(self._root, _FOLDER_FLAGS & ~os.O_NOFOLLOW)
         try:
-            for name in PurePosixPath(folder).parts:
+            for name in names:
                 if create:
                     with suppress(FileExistsError):
                         os.mkdir(name, 0o755, dir_fd=current)

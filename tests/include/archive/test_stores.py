@@ -280,6 +280,15 @@ def test_the_root_itself_may_be_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "disk" / KEY).read_bytes() == b"x"
 
 
+@pytest.mark.parametrize("folder", ["..", "../outside", "a/../..", "/etc"])
+def test_listings_stay_below_the_root(local: Archive, folder: str) -> None:
+    local.put("a/x.ogg", b"x")
+    with pytest.raises(ValueError, match="not a folder"):
+        list(local.store.folders(folder))
+    with pytest.raises(ValueError, match="not a folder"):
+        list(local.store.list(folder + "/"))
+
+
 @pytest.mark.parametrize("special", ["folder", "fifo"])
 def test_what_is_no_plain_file_is_no_object(local: Archive, tmp_path: Path, special: str) -> None:
     path = tmp_path / "archive" / "a.ogg"
