@@ -32,7 +32,7 @@ from include.recall.errors import (
     RecallUnsafeRedirectError,
 )
 from include.recall.models import AudioArtifact, Bot, Recording, parse_page
-from include.recall.redaction import redact, redact_http_logs
+from include.recall.redaction import HIDDEN, redact, redact_http_logs
 from include.recall.retry import RetryPolicy, parse_date, parse_retry_after
 from include.recall.transport import (
     PlainWholeConnection,
@@ -108,8 +108,8 @@ class RecallClient:
     ``server_error``, ``bad_response``, ``schema_changed`` and ``unsafe_redirect``, and ``bad_config`` for an id that
     can't be one.
 
-    The environment's proxies and netrc are ignored, cookies are not kept, and the key goes to the
-    base URL's host alone.
+    The environment's proxies and netrc are ignored, cookies are not kept, and the key goes to the base URL's host
+    alone.
 
     :param api_key: the key of the region; surrounding whitespace is dropped.
     :param base_url: for example ``https://us-west-2.recall.ai``, see :meth:`base_url_for`; used as it stands.
@@ -325,11 +325,12 @@ class RecallClient:
         left = max(0.01, end - self._retry.clock())
         failure: RecallError
         try:
+            timeout = urllib3.Timeout(total=left, connect=self._connect_timeout, read=self._read_timeout)
             request = requests.Request(method, url, headers={**self._headers, **headers}, data=body).prepare()
             with self._adapter.send(
                 request,
                 stream=True,
-                timeout=(min(left, self._connect_timeout), min(left, self._read_timeout)),
+                timeout=timeout,  # type: ignore[arg-type]  # the stubs don't know that requests takes urllib3's
                 verify=self._verify,
                 proxies=self._proxies,
             ) as response:
@@ -357,7 +358,7 @@ class RecallClient:
         )
 
     def _read(self, reply: _Reply, what: str, kind: RequestKind) -> object:
-        if reply.status not in (200, 201):
+        if not 200 <= reply.status < 300:
             error = self._refusal(reply, what)
             if error.status == 429 and self._budget is not None and error.retry_after is not None:
                 self._budget.pause(kind, error.retry_after)
@@ -382,7 +383,7 @@ class RecallClient:
         if known is None and reply.status >= 500:
             known = (RecallServerError, "the server failed")
         cls, hint = known or (RecallApiError, "the API refused the request")
-        said = _shown(reply.body)
+        said = _shown(reply.body, self._headers["Authorization"])
         return cls(
             f"{what} at {self.host} answered {reply.status}: {hint}" + (f"; it said: {said}" if said else ""),
             status=reply.status,
@@ -425,9 +426,9 @@ def _no_constant(name: str) -> object:
     raise ValueError(f"{name} is not JSON")
 
 
-def _shown(body: bytes) -> str:
+def _shown(body: bytes, key: str) -> str:
     """Return what a reply says, as at most 200 characters of one line without markup and secrets."""
     text = body[:20_000].decode("utf-8", "replace")
     text = re.sub(r"(?is)<(script|style|title)\b.*?</\1\s*>|<[^>]*>|<!--.*?-->", " ", text)
     text = "".join(char if char.isprintable() else " " for char in html.unescape(text))
-    return redact(" ".join(text.split()))[:200]
+    return redact(" ".join(text.split()).replace(key, HIDDEN))[:200]

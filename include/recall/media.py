@@ -13,7 +13,6 @@ import contextlib
 import ipaddress
 import json
 import re
-import socket
 import ssl
 import time
 from typing import TYPE_CHECKING, NoReturn, TypeVar
@@ -22,8 +21,7 @@ from urllib.parse import urljoin, urlsplit
 import urllib3
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.connection import HTTPConnection
-from urllib3.exceptions import HTTPError, NameResolutionError, NewConnectionError
-from urllib3.util.connection import create_connection
+from urllib3.exceptions import HTTPError
 
 from include.recall.errors import (
     RecallConfigError,
@@ -198,8 +196,8 @@ class MediaClient:
         rules = {"is_allowed": staticmethod(self._is_allowed)}
         use_connections(
             self._pools,
-            type("PlainVetted", (_Vetted, PlainConnection), rules),
-            type("SecureVetted", (_Vetted, SecureConnection), rules),
+            type("PlainVetted", (_Vetting, PlainConnection), rules),
+            type("SecureVetted", (_Vetting, SecureConnection), rules),
         )
 
     def close(self) -> None:
@@ -320,9 +318,8 @@ class MediaClient:
         raise failure  # outside of the handler, so that no library's text with the URL in it hangs on
 
     def _checked_host(self, url: str) -> str:
-        target = parsed(
-            url
-        )  # by the parser that the connection goes by: what two read differently, one would let through
+        # By the parser that the connection goes by: what two of them read differently, one would let through.
+        target = parsed(url)
         if target is None:
             raise RecallHostNotAllowedError("a link that is no http(s) URL")
         scheme, host, port, _ = target
@@ -373,34 +370,15 @@ class PartSource:
             self._refreshes += 1
 
 
-class _Vetted(HTTPConnection):
-    """Resolves the host itself, and connects to no address that it did not check."""
-
+class _Vetting(HTTPConnection):
     is_allowed: Callable[[str, int], bool]
 
-    def _new_conn(self) -> socket.socket:
-        host, port = self.host.strip("[]").lower(), self.port
-        try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except socket.gaierror as error:
-            raise NameResolutionError(host, self, error) from error
-        except UnicodeError:
-            found = []
-        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
-        if not self.is_allowed(host, port):
-            hidden = [address for address in addresses if not is_public(address)]
-            if hidden or not addresses:
-                raise RecallHostNotAllowedError(
-                    f"media host {host[:253]!r} is not allowed: it has no public address; "
-                    "if it is yours, add it to the media hosts"
-                )
-        for number, address in enumerate(addresses, 1):
-            try:
-                return create_connection((address, port), self.timeout, socket_options=self.socket_options)
-            except OSError as error:
-                if number == len(addresses):
-                    raise NewConnectionError(self, f"{type(error).__name__}") from error
-        raise NewConnectionError(self, "no address")
+    def vet(self, host: str, port: int, addresses: list[str]) -> None:
+        if not self.is_allowed(host, port) and not all(is_public(address) for address in addresses):
+            raise RecallHostNotAllowedError(
+                f"media host {host[:253]!r} is not allowed: it has an address that is not public; "
+                "if it is yours, add it to the media hosts"
+            )
 
 
 def is_public(address: str) -> bool:

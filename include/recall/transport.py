@@ -1,7 +1,8 @@
 """Connections that can't be held open for ever.
 
-A socket's timeout bounds one read, so a sender of one byte per second never meets it. And ``http.client`` takes headers
-that are cut off by a clean close for whole ones. These connections close both holes.
+A socket's timeout bounds one read, so a sender of one byte per second never meets it, and one connection attempt, so a
+host of many dead addresses outlasts it. And ``http.client`` takes headers that are cut off by a clean close for whole
+ones. These connections close all three holes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import NameResolutionError, NewConnectionError
+from urllib3.util.connection import create_connection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,25 +89,50 @@ class _WholeResponse(_Response):
         pass
 
 
-class PlainConnection(HTTPConnection):
+class _Dialling(HTTPConnection):
+    """Resolves the host once, and gives all its addresses together the time of one."""
+
+    def vet(self, host: str, port: int, addresses: list[str]) -> None:
+        """Raise if these addresses are not to be connected to."""
+
+    def _new_conn(self) -> socket.socket:
+        host, port = self.host.strip("[]").lower(), self.port
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (socket.gaierror, UnicodeError) as error:
+            raise NameResolutionError(host, self, socket.gaierror(type(error).__name__)) from error
+        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        self.vet(host, port, addresses)
+        end = time.monotonic() + (self.timeout or 0.0)
+        failure: OSError = OSError("no address")
+        for number, address in enumerate(addresses):
+            share = max(0.01, (end - time.monotonic()) / (len(addresses) - number))
+            try:
+                return create_connection((address, port), share, socket_options=self.socket_options)
+            except OSError as error:
+                failure = error
+        raise NewConnectionError(self, type(failure).__name__) from failure
+
+
+class PlainConnection(_Dialling):
     """HTTP; the read timeout bounds all headers, then each read of the body."""
 
     response_class = _Response
 
 
-class SecureConnection(HTTPSConnection):
+class SecureConnection(_Dialling, HTTPSConnection):
     """HTTPS; the read timeout bounds all headers, then each read of the body."""
 
     response_class = _Response
 
 
-class PlainWholeConnection(HTTPConnection):
+class PlainWholeConnection(_Dialling):
     """HTTP; the read timeout bounds the whole reply."""
 
     response_class = _WholeResponse
 
 
-class SecureWholeConnection(HTTPSConnection):
+class SecureWholeConnection(_Dialling, HTTPSConnection):
     """HTTPS; the read timeout bounds the whole reply."""
 
     response_class = _WholeResponse
@@ -167,7 +195,7 @@ def reason_of(error: BaseException) -> tuple[str, bool]:
     for one in linked(error):
         if isinstance(one, ssl.SSLCertVerificationError):
             return f"its certificate can't be trusted: {one.verify_message}", True
-        if isinstance(one, socket.gaierror):
+        if isinstance(one, (socket.gaierror, NameResolutionError)):
             reason = "its name can't be resolved"
         elif isinstance(one, ConnectionRefusedError):
             reason = "it refused the connection"

@@ -11,6 +11,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from include.recall import transport
 from include.recall.client import REGIONS, RecallClient
 from include.recall.errors import (
     RecallApiError,
@@ -270,6 +271,30 @@ def test_a_slow_sender_does_not_outlast_the_deadline(
         connect(retry=slow).get_bot("bot-1")
     assert time.monotonic() - started < 1.5
     assert not caught.value.permanent
+
+
+def test_dead_addresses_share_the_time_of_one(
+    connect: Callable[..., RecallClient], policy: RetryPolicy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = socket.getaddrinfo
+    entries = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (f"192.0.2.{n}", 80)) for n in range(5)]
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *args, **kw: entries if host == "h.example" else real(host, *args, **kw)
+    )
+    tried = []
+
+    def create_connection(address: tuple[str, int], timeout: float, **kwargs: object) -> socket.socket:
+        tried.append(address[0])
+        time.sleep(timeout)
+        raise TimeoutError
+
+    monkeypatch.setattr(transport, "create_connection", create_connection)
+    client = connect(base_url="http://h.example", connect_timeout=0.3, retry=replace(policy, attempts=1))
+    started = time.monotonic()
+    with pytest.raises(RecallRequestError, match="in time"):
+        client.get_bot("bot-1")
+    assert 0.25 < time.monotonic() - started < 0.9
+    assert tried == [f"192.0.2.{n}" for n in range(5)]
 
 
 def test_headers_that_are_cut_off_are_no_reply(client: RecallClient, server: Server) -> None:
@@ -532,7 +557,7 @@ def test_neither_logs_nor_errors_show_the_key_or_a_query(
     following = f"{server.url}/api/v1/audio_separate/?cursor=CANARY"
     server.says(server.reply(200, {"results": [], "next": following}), server.raw(reset=True))
     server.says(server.raw(b"HTTP/1.1 500 Oh\r\nbroken /p?a=CANARY\r\n\r\n{}"))
-    server.forever = server.reply(400, {"detail": f"see https://x.example/?a=CANARY, {KEY[:0]}Token {KEY}"})
+    server.forever = server.reply(400, {"detail": f"see https://x.example/?a=CANARY, Token {KEY}, {KEY}"})
     with caplog.at_level(logging.DEBUG), pytest.raises(RecallApiError) as caught:
         client.list_audio_separate("rec-1")
     assert "/api/v1/audio_separate/" in caplog.text, "urllib3 did log"

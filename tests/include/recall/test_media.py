@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from include.recall import media as media_module
+from include.recall import transport
 from include.recall.errors import (
     RecallConfigError,
     RecallHostNotAllowedError,
@@ -473,7 +474,7 @@ def test_the_address_that_was_checked_is_the_one_connected_to(
         connected.append(address)
         raise ConnectionRefusedError
 
-    monkeypatch.setattr(media_module, "create_connection", create_connection)
+    monkeypatch.setattr(transport, "create_connection", create_connection)
     with pytest.raises(RecallMediaCutError):
         media.open(SignedLink(f"https://media.example.com:{other_server.port}/x"))
     assert connected == [("93.184.215.14", other_server.port)]
