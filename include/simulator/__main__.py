@@ -123,6 +123,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=75,
+            timeout_graceful_shutdown=0,
         )
         server = _ApiServer(config)
 

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import math
+import re
 import uuid
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -286,8 +287,9 @@ class Api:
     # Shared
 
     def _origins(self, request: Request) -> Origins:
-        api = f"http://{request.headers.get('host', '')}"
-        return Origins(api, f"http://{request.url.hostname}:{self._media_port}")
+        host = request.headers.get("host", "")
+        name = re.sub(r":\d+$", "", host)
+        return Origins(f"http://{host}", f"http://{name}:{self._media_port}")
 
     def _bot(self, bot_id: str) -> BotState:
         bot = self._world.bots.get(bot_id)

@@ -89,6 +89,17 @@ def test_options_set_speed_page_size_links_and_limits() -> None:
         assert bot["status_changes"][-1]["code"] == "done"
 
 
+def test_links_lead_to_the_host_that_the_client_used(simulator: Any) -> None:
+    simulator.add_meeting()
+    port, media_port = (address.rpartition(":")[2] for address in (simulator.base_url, simulator.media_host))
+    headers = {"Authorization": simulator.api_key, "Host": f"recall.test:{port}"}
+    answer = requests.get(f"{simulator.base_url}/api/v1/audio_separate/", headers=headers, timeout=5).json()
+    link = answer["results"][0]["data"]["download_url"]
+    assert link.startswith(f"http://recall.test:{port}/api/v1/download/")
+    parts = requests.get(link.replace("recall.test", "127.0.0.1"), headers={"Host": "[::1]:80"}, timeout=5).json()
+    assert parts[0]["download_url"].startswith(f"http://[::1]:{media_port}/")
+
+
 def test_a_taken_port_is_reported(simulator: Any) -> None:
     port = simulator.base_url.rpartition(":")[2]
     command = [sys.executable, "-m", "include.simulator", "--port", port]

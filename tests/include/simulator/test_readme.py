@@ -1,0 +1,26 @@
+"""The examples of the README are accepted as they stand."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from include.simulator.process import ROOT
+
+
+def test_examples_are_accepted(simulator: Any, api: Any) -> None:
+    text = (ROOT / "include" / "simulator" / "README.md").read_text("utf-8")
+    meeting, rules = (json.loads(block) for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL))
+    ids = simulator.add_meeting(**meeting)
+    assert [len(artifact["parts"]) for artifact in ids["recordings"][0]["artifacts"]] == [4, 0]
+    assert api.get(f"/bot/{ids['bot_id']}/")["status_changes"][2]["sub_code"] == "call_ended_by_host"
+    simulator.add_faults(*rules)
+    assert [rule["applied"] for rule in simulator.control("GET", "/faults")["rules"]] == [0, 0, 0, 0]
+
+
+def test_every_action_is_in_the_table() -> None:
+    from include.simulator.faults import Action
+
+    text = (ROOT / "include" / "simulator" / "README.md").read_text("utf-8")
+    assert [name for name in Action.model_fields if f"`{name}`" not in text] == []
