@@ -54,6 +54,8 @@ def process() -> Iterator[RunningSimulator]:
 @pytest.fixture
 def simulator(process: RunningSimulator) -> RunningSimulator:
     process.reset()
+    # Only what a test advances passes, however slow the machine is.
+    process.control("POST", "/settings", {"speed": 1e-9})
     return process
 
 

@@ -154,7 +154,7 @@ def test_join_at_is_respected_and_cleared_when_the_bot_joins(simulator: Any, api
     bot_id = api.create(join_at=join_at)["id"]
     bot = api.get(f"/bot/{bot_id}/")
     assert (bot["join_at"], bot["status_changes"]) == (join_at, [])
-    simulator.advance(1800)
+    simulator.advance(1800.5)
     bot = api.get(f"/bot/{bot_id}/")
     assert (bot["join_at"], codes(bot)) == (None, ["joining_call"])
     assert moment(bot["status_changes"][0]["created_at"]) == moment(join_at)
