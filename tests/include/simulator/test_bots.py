@@ -150,7 +150,8 @@ def test_without_the_option_there_is_no_artifact(
 
 
 def test_join_at_is_respected_and_cleared_when_the_bot_joins(simulator: Any, api: Any) -> None:
-    join_at = (datetime.now(timezone.utc) + timedelta(minutes=30)).isoformat()
+    now = moment(simulator.control("GET", "/health")["now"])
+    join_at = (now + timedelta(minutes=30)).isoformat()
     bot_id = api.create(join_at=join_at)["id"]
     bot = api.get(f"/bot/{bot_id}/")
     assert (bot["join_at"], bot["status_changes"]) == (join_at, [])
