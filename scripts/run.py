@@ -323,6 +323,7 @@ def _store(settings: RunSettings, env: Mapping[str, str]) -> Store:
 
     def s3_client() -> Any:
         os.environ.update({name: value for name, value in env.items() if name.startswith("AIRFLOW")})
+        os.environ["AIRFLOW__LOGGING__LOGGING_LEVEL"] = "WARNING"
         from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
         return S3Hook(aws_conn_id="aws_default").get_conn()
