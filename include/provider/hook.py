@@ -118,6 +118,10 @@ def get_store(aws_conn_id: str = "aws_default") -> Store:
     def s3_client() -> Any:
         from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
+        from include.recall.redaction import redact_logs
+
+        # At level DEBUG botocore logs each request with its signature.
+        redact_logs(*(f"botocore.{name}" for name in ("auth", "endpoint", "hooks", "httpsession", "awsrequest")))
         return S3Hook(aws_conn_id=aws_conn_id).get_conn()
 
     return open_store(settings.ARCHIVE_URI.get(), s3_client=s3_client)

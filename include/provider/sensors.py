@@ -84,6 +84,8 @@ class RecallRecordingSensor(BaseSensorOperator):
         """Look once; return if it is over, else wait in the triggerer or by rescheduling."""
         with error_reported(context):
             self._check()
+            if self.bot_id is not None:
+                self.bot_url = RecallHook(self.recall_conn_id).dashboard_url(self.bot_id)
             if not self.deferrable:
                 return super().execute(context)
             started_at = self._wait_started(context)
@@ -158,6 +160,8 @@ class RecallRecordingSensor(BaseSensorOperator):
 
     def _conclude(self, recordings: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the recordings unless all are beyond saving and some are not archived either."""
+        if bot_id := self.bot_id or next((one["bot_id"] for one in recordings if one.get("bot_id")), None):
+            self.bot_url = RecallHook(self.recall_conn_id).dashboard_url(bot_id)
         if all(recording.get("problem") for recording in recordings):
             for recording in recordings:
                 if not self._is_archived(recording):

@@ -23,9 +23,13 @@ _RULES = (
         ),
         rf"\1{HIDDEN}",
     ),
+    # botocore shows a signature on a line of its own
+    (re.compile(r"(?i)\b(signature:\s*)[0-9a-f]{64}\b"), rf"\1{HIDDEN}"),
 )
 
-_LOGGERS = ("connectionpool", "connection", "poolmanager", "response", "util.retry")
+_HTTP_LOGGERS = tuple(
+    f"urllib3.{name}" for name in ("connectionpool", "connection", "poolmanager", "response", "util.retry")
+)
 
 
 def redact(text: str) -> str:
@@ -52,7 +56,15 @@ class RedactingFilter(logging.Filter):
 _FILTER = RedactingFilter()
 
 
+def redact_logs(*names: str) -> None:
+    """Keep loggers from showing secrets, at whatever level they are told to log. Calling it again changes nothing.
+
+    :param names: the loggers, each by its own name, since a filter doesn't reach the loggers below.
+    """
+    for name in names:
+        logging.getLogger(name).addFilter(_FILTER)
+
+
 def redact_http_logs() -> None:
-    """Keep urllib3 from logging queries, at whatever level it is told to log. Calling it again changes nothing."""
-    for name in _LOGGERS:
-        logging.getLogger(f"urllib3.{name}").addFilter(_FILTER)
+    """Keep urllib3 from logging queries."""
+    redact_logs(*_HTTP_LOGGERS)

@@ -1,0 +1,103 @@
+"""A whole Airflow, the simulator and an S3 server, each as real processes, once for all tests here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import boto3
+import pytest
+import requests
+
+from include.simulator.process import RunningSimulator, running_simulator
+from scripts.local_airflow import LocalAirflow
+from scripts.processes import unused_port
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+API_KEY = "canary-api-key-5f3b1c"
+STORAGE_SECRET = "canary-storage-secret-9d2e"
+BUCKET = "recordings"
+
+
+@pytest.fixture(scope="session")
+def simulator() -> Iterator[RunningSimulator]:
+    with running_simulator("--api-key", API_KEY, "--no-rate-limit", "--page-size", "2") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    port = unused_port()
+    with subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as server:
+        endpoint = f"http://127.0.0.1:{port}"
+        try:
+            for _ in range(100):
+                try:
+                    requests.get(endpoint, timeout=1)
+                    break
+                except requests.ConnectionError:
+                    time.sleep(0.1)
+            yield endpoint
+        finally:
+            server.terminate()
+
+
+@pytest.fixture(scope="session")
+def s3(s3_endpoint: str) -> Any:
+    client = boto3.client(
+        "s3",
+        endpoint_url=s3_endpoint,
+        region_name="us-east-1",
+        aws_access_key_id="test",
+        aws_secret_access_key="test",
+    )
+    client.create_bucket(Bucket=BUCKET)
+    return client
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the file:// archive that runs use unless a test says otherwise."""
+    return tmp_path_factory.mktemp("archive with a space")
+
+
+@pytest.fixture(scope="session")
+def airflow(
+    simulator: RunningSimulator, s3_endpoint: str, archive: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LocalAirflow]:
+    aws = {
+        "conn_type": "aws",
+        "login": "test",
+        "password": STORAGE_SECRET,
+        "extra": {"endpoint_url": s3_endpoint, "region_name": "us-east-1"},
+    }
+    env = {
+        "AIRFLOW_CONN_RECALL_DEFAULT": json.dumps(simulator.connection),
+        "AIRFLOW_CONN_AWS_DEFAULT": json.dumps(aws),
+        "AIRFLOW_VAR_RECALL_POLL_SECONDS": "1",
+    }
+    # DEBUG, so that whatever a library may log is in the logs that are searched for secrets.
+    with LocalAirflow(tmp_path_factory.mktemp("airflow"), env, log_level="DEBUG") as running:
+        running.wait_for_dag("archive_meeting")
+        set_archive(running, archive.as_uri())
+        yield running
+
+
+def set_archive(airflow: LocalAirflow, uri: str) -> None:
+    """Point the deployment at another archive."""
+    body = {"key": "recall_archive_uri", "value": uri}
+    known = airflow.get("/variables")["variables"]
+    if any(one["key"] == body["key"] for one in known):
+        airflow.patch("/variables/recall_archive_uri", body)
+    else:
+        airflow.post("/variables", body)
