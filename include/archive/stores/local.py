@@ -11,6 +11,7 @@ import zlib
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from include.archive.errors import (
     AlreadyExistsError,
@@ -127,7 +128,7 @@ class LocalStore:
 
     def uri(self, key: str) -> str:
         """See :meth:`include.archive.stores.base.Store.uri`."""
-        return (self._root / key).as_uri()
+        return f"file://{quote(str(self._root / key), safe='/=')}"
 
     def browse_url(self, key: str) -> str | None:
         """See :meth:`include.archive.stores.base.Store.browse_url`."""

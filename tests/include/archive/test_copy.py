@@ -12,6 +12,7 @@ import threading
 import time
 import wave
 import zlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -348,10 +349,22 @@ def test_a_large_second_run_stores_nothing(archive: Archive) -> None:
     data = audio(PART_BYTES + 10)
     first = run(archive, FakeSource(data))
     before = archive.modified(OGG)
-    again = run(archive, FakeSource(data))
-    assert (again.action, again.sha256) == ("already_present", first.sha256)
+    again_source = FakeSource(data)
+    again = run(archive, again_source)
+    assert again_source.opened == []
+    assert again == replace(first, action="already_present", transferred=0, verified_by=again.verified_by)
     assert archive.modified(OGG) == before
     assert archive.leftovers() == []
+
+
+@pytest.mark.parametrize("size", [PART_BYTES + 10, PART_BYTES + 11])
+def test_a_large_second_run_recognises_samples(archive: Archive, size: int) -> None:
+    data = samples(size)
+    first = run(archive, FakeSource(data), source_format="raw")
+    again_source = FakeSource(data)
+    again = run(archive, again_source, source_format="raw")
+    assert again_source.opened == []
+    assert again == replace(first, action="already_present", transferred=0, verified_by=again.verified_by)
 
 
 def test_the_stores_own_checksum_is_proof_enough(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
