@@ -157,6 +157,8 @@ class LocalAirflow:
             return len(seen) == 3
 
         self._wait_for(healthy, "Airflow to be healthy", timeout)
+        # The API that tasks talk to is built at its first request, in longer than a task waits for an answer.
+        self._session.get(f"{self.url}/execution/health", timeout=timeout).raise_for_status()
 
     def wait_for_dag(self, dag_id: str, timeout: float = 60) -> None:
         """Wait until a Dag has been parsed, and switch it on.
