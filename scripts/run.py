@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,8 @@ DEMO_SPEED = 8
 MOST_LABELS = 20
 PATIENCE_SECONDS = 60.0
 STARTED = time.monotonic()
+PARENT = os.getppid()
+TERMINAL = os.isatty(1)
 SHOWN_STATES = frozenset({"running", "deferred", "success", "failed", "up_for_retry", "upstream_failed"})
 ENDED_STATES = frozenset({"success", "failed", "upstream_failed", "skipped", "removed"})
 ADVICE = {
@@ -70,7 +72,7 @@ def main() -> int:
         return 2
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
-    code = 0
+    code = 130  # what an interrupted command gives
     try:
         with ExitStack() as stack:
             stack.callback(os.close, lock)
@@ -84,7 +86,7 @@ def main() -> int:
         print(f"make run: {error}", file=sys.stderr)
         code = 1
     except Stopped:
-        pass
+        _ignore_signals()
     return code
 
 
@@ -139,12 +141,14 @@ class Run:
     def stay_up(self) -> None:
         """Keep everything running until somebody stops it or a component ends."""
         say("Airflow stays up. Ctrl-C ends it.")
-        parent = os.getppid()
-        while os.getppid() == parent:
+        while True:
             self._check()
             time.sleep(0.5)
 
     def _check(self) -> None:
+        # Make tells nobody that it was killed, nor that its terminal is gone.
+        if os.getppid() != PARENT or (TERMINAL and not os.isatty(1)):
+            raise Stopped
         problem = self.airflow.ended() or (self.simulator.ended() if self.simulator else None)
         if problem:
             raise LocalAirflowError(problem)
@@ -295,12 +299,15 @@ def step(line: str) -> None:
 
 
 def say(line: str) -> None:
-    """Print a line at once; a terminal that is gone doesn't matter."""
+    """Print a line at once.
+
+    :raises Stopped: nobody reads any more.
+    """
     try:
         print(line, flush=True)
-    except (OSError, ValueError):
-        with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise Stopped from None
 
 
 def _label(task: Mapping[str, Any]) -> str:
