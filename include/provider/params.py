@@ -58,6 +58,7 @@ def archive_meeting_params() -> dict[str, Param]:
         "join_at": Param(
             None,
             type=["null", "string"],
+            format="date-time",
             pattern=_TIME,
             title="Join at",
             description="Only with a meeting URL: when the bot joins, with a time zone, such as 2026-03-04T09:55:00Z.",
