@@ -15,6 +15,7 @@ MANIFEST_NAME = "manifest.json"
 
 _SAFE_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
 _KEY = re.compile(r"[a-z0-9][a-z0-9/_.=-]{0,899}")
+_FOLDER = re.compile(r"dt=[0-9]{4}-[0-9]{2}-[0-9]{2}/recording=[a-z0-9][a-z0-9_-]{0,99}")
 _HASHED = "sha256-"
 
 
@@ -40,6 +41,11 @@ def recording_folder(created_at: datetime, recording_id: str) -> str:
     if created_at.utcoffset() is None:
         raise ValueError("created_at needs a time zone")
     return f"dt={created_at.astimezone(timezone.utc).date().isoformat()}/recording={safe_id(recording_id)}"
+
+
+def is_recording_folder(folder: str) -> bool:
+    """Tell whether a string may be what :func:`recording_folder` returns."""
+    return _FOLDER.fullmatch(folder) is not None
 
 
 def part_stem(participant_id: int, artifact_id: str, part_id: str) -> str:

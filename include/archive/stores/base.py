@@ -96,9 +96,10 @@ class Store(Protocol):
         """Yield the keys of the folders directly below ``folder``, in order."""
         ...
 
-    def read(self, key: str) -> Iterator[bytes]:
+    def read(self, key: str, start: int = 0) -> Iterator[bytes]:
         """Yield the object's bytes in chunks of at most 1 MiB.
 
+        :param start: how many bytes to leave out at the beginning; nothing is yielded from the object's end on.
         :raises ObjectMissingError: when there is no such object.
         """
         ...

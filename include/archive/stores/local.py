@@ -75,11 +75,12 @@ class LocalStore:
             if size is None:
                 yield _join(folder, name)
 
-    def read(self, key: str) -> Iterator[bytes]:
+    def read(self, key: str, start: int = 0) -> Iterator[bytes]:
         """See :meth:`include.archive.stores.base.Store.read`."""
         with _errors(key), self._file(checked_key(key)) as file:
             if file is None:
                 raise ObjectMissingError(f"{self.uri(key)}: no such object")
+            os.lseek(file, start, os.SEEK_SET)
             while chunk := os.read(file, READ_CHUNK):
                 yield chunk
 

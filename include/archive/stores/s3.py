@@ -154,10 +154,16 @@ class S3Store:
                 for item in page.get("CommonPrefixes", []):
                     yield item["Prefix"][len(self._prefix) :].rstrip("/")
 
-    def read(self, key: str) -> Iterator[bytes]:
+    def read(self, key: str, start: int = 0) -> Iterator[bytes]:
         """See :meth:`include.archive.stores.base.Store.read`."""
+        place = {**self._place(key), **({"Range": f"bytes={start}-"} if start else {})}
         with self._errors("GetObject", key):
-            body = self._client.get_object(**self._place(key))["Body"]
+            try:
+                body = self._client.get_object(**place)["Body"]
+            except ClientError as error:
+                if error.response["Error"]["Code"] == "InvalidRange":
+                    return
+                raise
             try:
                 yield from body.iter_chunks(READ_CHUNK)
             finally:

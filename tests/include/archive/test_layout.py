@@ -46,6 +46,7 @@ def test_keys_match_the_pattern(participant: int, artifact: str, part: str, reco
     key = f"{folder}/{layout.part_stem(participant, artifact, part)}.wav"
     assert PATTERN.fullmatch(key)
     assert layout.is_key(key)
+    assert layout.is_recording_folder(folder)
     assert ".." not in key
     assert len(key.split("/")) == 5
     assert max(len(segment) for segment in key.split("/")) <= 200
@@ -78,3 +79,24 @@ def test_the_day_is_that_of_utc() -> None:
 @pytest.mark.parametrize("key", ["", "/a", "a//b", "a/../b", "a/./b", "A", "a b", "a/", "a\n", "ä", "a" * 901])
 def test_other_keys_are_refused(key: str) -> None:
     assert not layout.is_key(key)
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "",
+        "dt=2026-03-04",
+        "dt=2026-03-04/",
+        "dt=2026-03-04/recording=",
+        "dt=2026-03-04/recording=a/",
+        "dt=2026-03-04/recording=a/participant=1",
+        "dt=2026-03-04/recording=..",
+        "dt=2026-03-04/recording=a\n",
+        "dt=2026-3-4/recording=a",
+        "/dt=2026-03-04/recording=a",
+        "x/dt=2026-03-04/recording=a",
+        "dt=\u0662026-03-04/recording=a",
+    ],
+)
+def test_other_folders_are_no_recording_s(folder: str) -> None:
+    assert not layout.is_recording_folder(folder)

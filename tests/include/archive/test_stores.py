@@ -53,6 +53,17 @@ def interrupt() -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.parametrize("start", [0, 1, 2_000_000, 2_500_000, 2_500_001, 9_000_000])
+def test_objects_are_read_from_any_byte_on(archive: Archive, start: int) -> None:
+    data = audio(2_500_000)
+    put(archive, KEY, data, size=None)
+    chunks = list(archive.store.read(KEY, start))
+    assert b"".join(chunks) == data[start:]
+    assert max(map(len, chunks), default=0) <= 1024 * 1024
+    with pytest.raises(errors.ObjectMissingError):
+        list(archive.store.read("dt=2026-01-01/other.ogg", start))
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("known", [True, False])
 def test_objects_are_stored_whole(archive: Archive, size: int, known: bool) -> None:
