@@ -23,7 +23,7 @@ test: setup ## run all tests (ARGS=... is handed to pytest)
 lint: setup ## check style, types and pins
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
-	@$(PY) -m mypy include plugins scripts
+	@$(PY) -m mypy include scripts $(wildcard plugins/*.py)
 	@$(PY) scripts/check_pins.py
 
 format: setup ## rewrite the code in the project's style
