@@ -201,6 +201,44 @@ def archive_body(
         reader.close()
 
 
+def find_stored(
+    store: Store,
+    stem: str,
+    *,
+    folder: str = "",
+    source_format: str | None,
+    ids: Mapping[str, str],
+    duration: float | None,
+) -> StoredPart | None:
+    """Describe what an earlier run stored under ``<folder>/<stem>.<extension>``, without asking the source.
+
+    The parameters are those of :func:`archive_body`.
+
+    :return: None where nothing is stored, or nothing that we can vouch for.
+    :raises ContentConflictError: when the stored bytes are not those that were noted with them.
+    """
+    copy = _Copy(
+        _Reader(_NoSource(), stop=None, backoff=0),
+        store,
+        folder=folder,
+        stem=stem,
+        source_format=source_format,
+        ids=ids,
+        duration=duration,
+        pcm=PcmFormat(),
+        expected_sha256=None,
+        progress=None,
+    )
+    return copy.find()
+
+
+class _NoSource:
+    """Stands where the source must not be asked."""
+
+    def open(self, offset: int = 0, if_match: str | None = None) -> Body:
+        raise LookupError("there is no source here")
+
+
 class _Restart(Exception):  # noqa: N818 - a turn of events, not an error
     """The body begins again at its first byte; what was read of it so far no longer counts."""
 
@@ -393,6 +431,10 @@ class _Copy:
         existing = self._existing(stem)
         recognised = self._recognise(existing) if existing else None
         return recognised or self._attempt(existing)
+
+    def find(self) -> StoredPart | None:
+        existing = self._existing(self._folder + self._stem)
+        return self._recognise(existing) if existing else None
 
     def _existing(self, stem: str) -> ObjectInfo | None:
         keys = [

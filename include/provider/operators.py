@@ -304,8 +304,8 @@ class RecallSettleRecordingOperator(BaseOperator):
     """Write one recording's manifest, last and once, or say what is owed.
 
     Map it over the sensor's recordings, with ``trigger_rule="all_done"``: it re-reads what the source lists and what
-    the store holds, whatever the tasks before it say. With ``outlets=[SETTLED_RECORDINGS]`` it emits one asset event per
-    recording, when the manifest is written; a retry emits it again rather than never.
+    the store holds, whatever the tasks before it say. With ``outlets=[SETTLED_RECORDINGS]`` it emits one asset event
+    per recording, when the manifest is written; a retry emits it again rather than never.
 
     :param recording: one of the recordings that the sensor returned (templated).
     :param archived: the receipts of the mapped tasks that succeeded (templated).

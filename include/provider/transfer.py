@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from include.archive import manifest as manifests
-from include.archive.copy import StoredPart, archive_body
-from include.archive.errors import StorageError
+from include.archive.copy import StoredPart, archive_body, find_stored
+from include.archive.errors import ContentConflictError, StorageError
 from include.archive.layout import MANIFEST_NAME, part_stem
 from include.errors import CodedError
 from include.provider.errors import PartsOwedError
@@ -154,7 +154,7 @@ def archive(
                     part_stem(part.participant.id, artifact_id, part.id),
                     folder=batch.folder,
                     source_format=listing.artifact.format,
-                    ids={"recording-id": batch.recording_id, "artifact-id": artifact_id, "part-id": part.id},
+                    ids=_ids(batch.recording_id, artifact_id, part),
                     duration=part.duration,
                     pcm=pcm,
                     stop=stop,
@@ -231,14 +231,19 @@ def settle(
         for artifact in artifacts
         if artifact not in usable and artifact.status not in ("failed", "deleted")
     ]
-    stored = {(one["artifact_id"], one["part_id"]): one for one in receipts}
+    stored = {(one["artifact_id"], one["part_id"]): StoredPart.from_dict(one["stored"]) for one in receipts}
     people = _everyone(ends.media, recording)
     entries: list[manifests.PartEntry] = []
     for artifact in usable:
         for part in list_parts(ends.client, ends.media, artifact.id, artifact=artifact).parts:
             people.append(part.participant)
-            if receipt := stored.get((artifact.id, part.id)):
-                entries.append(_entry(part, artifact.id, StoredPart.from_dict(receipt["stored"])))
+            try:
+                receipt = stored.get((artifact.id, part.id)) or _find(ends.store, folder, recording_id, artifact, part)
+            except ContentConflictError as error:
+                owed.append({"artifact_id": artifact.id, "part_id": part.id, "code": error.code})
+                continue
+            if receipt is not None:
+                entries.append(_entry(part, artifact.id, receipt))
             else:
                 code = reasons.get((artifact.id, part.id)) or reasons.get((artifact.id, None)) or "not_archived"
                 owed.append({"artifact_id": artifact.id, "part_id": part.id, "code": code})
@@ -322,6 +327,21 @@ def _summed_up(failures: list[tuple[str, str | None, CodedError]], stored: int) 
         for artifact_id, part_id, one in failures[:200]
     ]
     return error
+
+
+def _find(store: Store, folder: str, recording_id: str, artifact: AudioArtifact, part: AudioPart) -> StoredPart | None:
+    return find_stored(
+        store,
+        part_stem(part.participant.id, artifact.id, part.id),
+        folder=folder,
+        source_format=artifact.format,
+        ids=_ids(recording_id, artifact.id, part),
+        duration=part.duration,
+    )
+
+
+def _ids(recording_id: str, artifact_id: str, part: AudioPart) -> dict[str, str]:
+    return {"recording-id": recording_id, "artifact-id": artifact_id, "part-id": part.id}
 
 
 def _recording(client: RecallClient, recording_id: str, bot_id: str | None) -> Recording:
