@@ -179,6 +179,7 @@ class Journal:
             },
             "payload": headers.get("x-amz-content-sha256"),
             "range": headers.get("range"),
+            "agent": headers.get("user-agent", ""),
             "bytes": 0,
             "fault": None,
             "done": False,

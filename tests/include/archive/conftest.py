@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import subprocess
@@ -14,17 +15,74 @@ from botocore.config import Config
 
 from include.archive.stores import LocalStore, S3Store
 from tests.include.archive.support import Archive
+from tests.strict_s3.process import Process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 BUCKET = "archive"
+TEST_AGENT = "by-the-test-itself"
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what is asked of every store on all of them; the engine's tests spare themselves the second S3 server."""
+    if "archive" in metafunc.fixturenames:
+        kinds = ["local", "s3"]
+        if metafunc.module.__name__.endswith("test_stores"):
+            kinds.append("moto")
+        metafunc.parametrize("archive", kinds, indirect=True)
 
 
 @pytest.fixture(scope="session")
-def s3_endpoint() -> Iterator[str]:
-    """An S3 server of our own, as a process behind a real socket."""
+def s3_server() -> Iterator[Process]:
+    """An S3 server that checks whatever S3 checks, see tests/strict_s3."""
+    with Process(bucket=BUCKET, access_key="testing", secret_key="testing") as server:
+        yield server
+
+
+@pytest.fixture
+def strict(s3_server: Process) -> Iterator[Process]:
+    """The same, empty. At the end, whoever wrote must have asked that nothing be replaced."""
+    s3_server.reset()
+    yield s3_server
+    journal = s3_server.journal()
+    unguarded = [
+        entry["key"]
+        for entry in journal
+        if entry["operation"] in {"PutObject", "CompleteMultipartUpload"}
+        and entry["conditions"] != {"if-none-match": "*"}
+        and TEST_AGENT not in entry["agent"]
+    ]
+    assert unguarded == []
+    unsummed = [
+        entry["key"]
+        for entry in journal
+        if entry["operation"] in {"PutObject", "UploadPart", "CompleteMultipartUpload"}
+        and "x-amz-checksum-crc32" not in entry["checksums"]
+        and TEST_AGENT not in entry["agent"]
+    ]
+    assert unsummed == []
+
+
+@pytest.fixture
+def s3_endpoint(strict: Process) -> str:
+    return strict.endpoint
+
+
+@pytest.fixture(scope="session")
+def s3_client(s3_server: Process) -> Any:
+    return make_client(s3_server.endpoint)
+
+
+@pytest.fixture
+def s3(strict: Process, s3_client: Any) -> Any:
+    return s3_client
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[Any]:
+    """A client of an S3 server by other people, which forgives more."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -45,20 +103,15 @@ def s3_endpoint() -> Iterator[str]:
                 assert server.poll() is None, "the S3 server ended"
                 assert time.monotonic() < deadline, "the S3 server does not answer"
                 time.sleep(0.05)
-        yield f"http://127.0.0.1:{port}"
+        client = make_client(f"http://127.0.0.1:{port}")
+        client.create_bucket(Bucket=BUCKET)
+        yield client
     finally:
         server.kill()
         server.wait()
 
 
-@pytest.fixture(scope="session")
-def s3(s3_endpoint: str) -> Any:
-    client = make_client(s3_endpoint)
-    client.create_bucket(Bucket=BUCKET)
-    return client
-
-
-def make_client(endpoint: str) -> Any:
+def make_client(endpoint: str, *, agent: str = "") -> Any:
     return boto3.client(
         "s3",
         endpoint_url=endpoint,
@@ -69,6 +122,7 @@ def make_client(endpoint: str) -> Any:
             s3={"addressing_style": "path"},
             retries={"mode": "standard", "max_attempts": 2},
             proxies={},
+            user_agent_extra=agent,
         ),
     )
 
@@ -90,6 +144,7 @@ def _local(root: Path) -> Archive:
 
     return Archive(
         kind="local",
+        proof="read-back",
         store=LocalStore(root=root),
         get=lambda key: (root / key).read_bytes(),
         put=put,
@@ -99,11 +154,22 @@ def _local(root: Path) -> Archive:
     )
 
 
-def _s3(client: Any) -> Archive:
+@functools.cache
+def _vandal(endpoint: str) -> Any:
+    return make_client(endpoint, agent=TEST_AGENT)
+
+
+def _s3(client: Any, *, kind: str = "s3", server: Process | None = None) -> Archive:
+    vandal = _vandal(client.meta.endpoint_url)
     prefix = f"runs/{uuid.uuid4().hex}"
 
     def put(key: str, data: bytes, metadata: dict[str, str] | None = None) -> None:
-        client.put_object(Bucket=BUCKET, Key=f"{prefix}/{key}", Body=data, Metadata=metadata or {})
+        vandal.put_object(Bucket=BUCKET, Key=f"{prefix}/{key}", Body=data, Metadata=metadata or {})
+
+    def modified(key: str) -> object:
+        if server is None:
+            return client.head_object(Bucket=BUCKET, Key=f"{prefix}/{key}")["LastModified"]
+        return server.state()["objects"][f"{prefix}/{key}"]["modified"]
 
     def keys() -> list[str]:
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix + "/")
@@ -114,21 +180,24 @@ def _s3(client: Any) -> Archive:
         return [upload["Key"][len(prefix) + 1 :] for upload in reply.get("Uploads", [])]
 
     return Archive(
-        kind="s3",
+        kind=kind,
+        proof="store-checksum",
         store=S3Store(bucket=BUCKET, prefix=prefix, client=client),
         get=lambda key: client.get_object(Bucket=BUCKET, Key=f"{prefix}/{key}")["Body"].read(),
         put=put,
         keys=keys,
         leftovers=leftovers,
-        modified=lambda key: client.head_object(Bucket=BUCKET, Key=f"{prefix}/{key}")["LastModified"],
+        modified=modified,
     )
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture
 def archive(request: pytest.FixtureRequest, tmp_path: Path) -> Archive:
     if request.param == "local":
         return _local(tmp_path / "archive")
-    return _s3(request.getfixturevalue("s3"))
+    if request.param == "moto":
+        return _s3(request.getfixturevalue("moto"), kind="moto")
+    return _s3(request.getfixturevalue("s3"), server=request.getfixturevalue("strict"))
 
 
 @pytest.fixture
@@ -137,5 +206,5 @@ def local(tmp_path: Path) -> Archive:
 
 
 @pytest.fixture
-def bucket(s3: Any) -> Archive:
-    return _s3(s3)
+def bucket(s3: Any, strict: Process) -> Archive:
+    return _s3(s3, server=strict)

@@ -20,9 +20,13 @@ IDS = {"recording_id": "rec-1", "artifact_id": "artifact-1", "part_id": "part-1"
 
 @dataclass
 class Archive:
-    """A store under test, and ways to look at it and to spoil it that do not go through it."""
+    """A store under test, and ways to look at it and to spoil it that do not go through it.
+
+    ``proof``: how the store shows that it holds what it was given.
+    """
 
     kind: str
+    proof: str
     store: Store
     get: Callable[[str], bytes]
     put: Callable[..., None]
