@@ -17,6 +17,7 @@ ArchiveError
 └── StorageError                storage_refused
     ├── AlreadyExistsError      already_exists
     ├── ObjectMissingError      object_missing
+    ├── ConditionsIgnoredError  conditions_ignored
     ├── StorageDeniedError      storage_denied
     ├── NoSuchBucketError       no_such_bucket
     ├── WrongRegionError        wrong_region
@@ -133,6 +134,12 @@ class ObjectMissingError(StorageError):
     """There is no object under the key."""
 
     code = "object_missing"
+
+
+class ConditionsIgnoredError(StorageError):
+    """The store replaces objects although it was told not to, so nothing in it would be safe."""
+
+    code = "conditions_ignored"
 
 
 class StorageDeniedError(StorageError):

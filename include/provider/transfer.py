@@ -103,6 +103,8 @@ def plan(ends: Ends, recordings: Iterable[tuple[str, str]]) -> list[Batch]:
                 if artifact.id not in artifact_ids:
                     artifact_ids.append(artifact.id)
         found.append((recording_id, folder, artifacts_of))
+        if len(found) == 1:
+            ends.store.preflight(folder)
     total = sum(len(artifacts_of) for _, _, artifacts_of in found)
     size = 1 if total <= SINGLE_PARTICIPANT_LIMIT else -(-total // MAX_BATCHES)
     return [

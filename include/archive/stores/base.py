@@ -84,6 +84,15 @@ class Writer(Protocol):
 class Store(Protocol):
     """Objects under keys. Keys are those of :mod:`include.archive.layout`; others raise ValueError."""
 
+    def preflight(self, folder: str) -> None:
+        """Find out, before anything is fetched, whether objects can be stored in a folder and will be safe there.
+
+        Leaves nothing behind in a store that keeps its promises.
+
+        :raises StorageError: when the store refuses, or would replace what it was told not to.
+        """
+        ...
+
     def stat(self, key: str) -> ObjectInfo | None:
         """Describe one object with its metadata and checksums; None when there is none."""
         ...
@@ -132,7 +141,7 @@ class Store(Protocol):
         ...
 
     def browse_url(self, key: str) -> str | None:
-        """Return a link that shows an object or folder to a person; None where there is no such page."""
+        """Return the store's own web page that shows an object or folder; None where it has none."""
         ...
 
 

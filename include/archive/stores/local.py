@@ -59,6 +59,11 @@ class LocalStore:
         os.umask(umask)
         self._mode = 0o644 & ~umask
 
+    def preflight(self, folder: str) -> None:  # noqa: ARG002 - one file system serves all folders
+        """See :meth:`include.archive.stores.base.Store.preflight`."""
+        with self.write("probe", media_type="application/x-empty", size=0):
+            pass  # leaving without a commit takes it back
+
     def stat(self, key: str) -> ObjectInfo | None:
         """See :meth:`include.archive.stores.base.Store.stat`."""
         with _errors(key), self._file(checked_key(key)) as file:
@@ -133,7 +138,7 @@ class LocalStore:
 
     def browse_url(self, key: str) -> str | None:
         """See :meth:`include.archive.stores.base.Store.browse_url`."""
-        return self.uri(key)
+        return None
 
     def _open_folder(self, folder: str, *, create: bool = False) -> int:
         """Open a folder below the root one name at a time, so that no link on the way is followed."""

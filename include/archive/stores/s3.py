@@ -10,7 +10,7 @@ import random
 import re
 import time
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -19,6 +19,7 @@ from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumErro
 from include.archive.errors import (
     AlreadyExistsError,
     ArchiveError,
+    ConditionsIgnoredError,
     IntegrityError,
     NoSuchBucketError,
     ObjectMissingError,
@@ -51,6 +52,7 @@ _MIB = 1024 * 1024
 _PARTS_PER_DOUBLING = 1_000
 _CONFLICT_ATTEMPTS = 5
 _PART_ATTEMPTS = 3
+_NO_ETAG = '"00000000000000000000000000000000"'
 
 _KINDS: dict[str, type[ArchiveError]] = {
     "AccessDenied": StorageDeniedError,
@@ -117,6 +119,25 @@ class S3Store:
         self._bucket = bucket
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self._client = client
+
+    def preflight(self, folder: str) -> None:
+        """See :meth:`include.archive.stores.base.Store.preflight`.
+
+        A write on the condition that the object has an impossible ETag must be refused, and then leaves nothing behind.
+        Only where it succeeds is there an object for ``If-None-Match`` to refuse; a store that heeds that one will do.
+        """
+        probe = f"{folder}/probe"
+        for operation, write in (("PutObject", self._probe_put), ("CompleteMultipartUpload", self._probe_upload)):
+            if not write(probe, IfMatch=_NO_ETAG):
+                continue
+            ignored = write(probe, IfNoneMatch="*")
+            with suppress(StorageError), self._errors("DeleteObject", probe):
+                self._client.delete_object(**self._place(probe))
+            if ignored:
+                raise ConditionsIgnoredError(
+                    f"{self.uri('')}: the store ignores conditions on {operation} and could replace what is archived; "
+                    "use a store that heeds If-None-Match, or a newer version of this one"
+                )
 
     def stat(self, key: str) -> ObjectInfo | None:
         """See :meth:`include.archive.stores.base.Store.stat`."""
@@ -284,6 +305,34 @@ class S3Store:
                 ChecksumType="FULL_OBJECT",
                 IfNoneMatch="*",
             )
+
+    def _probe_put(self, probe: str, **condition: str) -> bool:
+        """Tell whether a conditional write succeeded."""
+        try:
+            with self._errors("PutObject", probe):
+                self._client.put_object(**self._place(probe), Body=b"", **condition)  # type: ignore[arg-type]
+        except (AlreadyExistsError, ObjectMissingError):
+            return False
+        return True
+
+    def _probe_upload(self, probe: str, **condition: str) -> bool:
+        upload_id = self.create_upload(probe, media_type="application/octet-stream", metadata={})
+        try:
+            part = self.upload_part(probe, upload_id, 1, b"\0")
+            with self._errors("CompleteMultipartUpload", probe):
+                self._client.complete_multipart_upload(
+                    **self._place(probe),
+                    UploadId=upload_id,
+                    MultipartUpload={"Parts": [part]},
+                    **condition,  # type: ignore[arg-type]
+                )
+        except (AlreadyExistsError, ObjectMissingError):
+            self.abort_upload(probe, upload_id)
+            return False
+        except BaseException:
+            self.abort_upload(probe, upload_id)
+            raise
+        return True
 
     def delete(self, info: ObjectInfo) -> None:
         """Remove an object that is still the version that ``info`` describes."""

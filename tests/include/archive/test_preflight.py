@@ -1,0 +1,48 @@
+"""A store is tried before anything is fetched, and the trial leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from include.archive import errors
+from include.archive.stores import LocalStore, S3Store
+from tests.include.archive.conftest import BUCKET, make_client
+from tests.strict_s3.process import Process
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.include.archive.support import Archive
+
+FOLDER = "dt=2026-03-04/recording=r1"
+
+
+def test_a_good_store_passes_and_stays_as_it_was(archive: Archive) -> None:
+    archive.store.preflight(FOLDER)
+    archive.store.preflight(FOLDER)
+    assert archive.keys() == []
+    assert archive.leftovers() == []
+
+
+@pytest.mark.parametrize("flag", ["--no-conditions", "--no-conditions-on-complete"])
+def test_a_store_that_ignores_conditions_is_refused(flag: str) -> None:
+    with Process(flag, bucket=BUCKET, access_key="testing", secret_key="testing") as server:
+        store = S3Store(bucket=BUCKET, prefix="audio", client=make_client(server.endpoint))
+        with pytest.raises(errors.ConditionsIgnoredError) as caught:
+            store.preflight(FOLDER)
+        assert (caught.value.code, caught.value.permanent) == ("conditions_ignored", True)
+        assert list(store.list()) == []
+        assert not server.state()["uploads"]
+
+
+def test_a_local_archive_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any, **more: Any) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    store = LocalStore(root=tmp_path)
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(errors.StorageDeniedError):
+        store.preflight(FOLDER)
