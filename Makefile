@@ -32,7 +32,7 @@ format: setup ## rewrite the code in the project's style
 
 lock: setup ## compile requirements/dev.lock anew
 	@.venv/bin/uv pip compile --universal --python-version 3.10 --generate-hashes --no-header \
-		-o requirements/dev.lock requirements/dev.in
+		-q -o requirements/dev.lock requirements/dev.in
 
 simulator: setup ## start the stand-in for Recall alone (ARGS=... is handed to it)
 	@$(PY) -m include.simulator $(ARGS)
