@@ -54,7 +54,8 @@ def main() -> None:
     with StrictS3((options.host, options.port), settings) as server:
         host, port = server.server_address[:2]
         scheme = "https" if tls else "http"
-        print(json.dumps({"endpoint": f"{scheme}://{host!s}:{port}", "pid": os.getpid()}), flush=True)
+        address = {"endpoint": f"{scheme}://{host!s}:{port}", "pid": os.getpid(), "folder": str(server.folder)}
+        print(json.dumps(address), flush=True)
         server.serve_forever()
 
 

@@ -299,10 +299,12 @@ def upload_part(call: Call) -> Reply:
         raise S3Error("InvalidArgument", "Part number must be an integer between 1 and 10000, inclusive")
     upload, intake = call.upload(), call.intake
     given = checksums.announced(call.request.headers)[0] if call.checksums else None
-    if given != upload.algorithm and (given or upload.checksum_type == "COMPOSITE"):
+    # An upload that was begun without an algorithm takes checksums of parts for what they are.
+    if upload.algorithm and given != upload.algorithm and (given or upload.checksum_type == "COMPOSITE"):
         message = f"Checksum Type mismatch occurred, expected checksum Type: {upload.algorithm}, actual: {given}"
         raise S3Error("InvalidRequest", message)
-    part = Part(blob=call.blob(), etag=f'"{intake.md5.hex()}"', checksum=intake.checksum)
+    tag = f'"{intake.md5.hex()}"'
+    part = Part(blob=call.blob(), etag=tag, algorithm=intake.algorithm, checksum=intake.checksum)
     with call.bucket.lock:
         call.upload().parts[int(number)] = part
     return Reply(200, headers={"ETag": part.etag, **_checksum_headers(intake.algorithm, intake.checksum, None)})
@@ -464,21 +466,24 @@ def _range(header: str, size: int) -> tuple[int, int] | None:
 
 
 def _parse_parts(document: bytes) -> list[tuple[int, str, dict[str, str]]]:
-    malformed = S3Error("MalformedXML", "The XML you provided was not well-formed or did not validate")
     try:
         root = ElementTree.fromstring(document)
     except ElementTree.ParseError:
-        raise malformed from None
+        raise _malformed() from None
     wanted = []
     for item in root:
         fields = {child.tag.rpartition("}")[2]: (child.text or "").strip() for child in item}
         sums = {name[8:].lower(): value for name, value in fields.items() if name.startswith("Checksum")}
         if not fields.get("PartNumber", "").isdigit() or not fields.get("ETag"):
-            raise malformed
+            raise _malformed()
         wanted.append((int(fields["PartNumber"]), fields["ETag"], sums))
     if not wanted or len(wanted) > MAX_PARTS:
-        raise malformed
+        raise _malformed()
     return wanted
+
+
+def _malformed() -> S3Error:
+    return S3Error("MalformedXML", "The XML you provided was not well-formed or did not validate")
 
 
 def _chosen_parts(
@@ -492,12 +497,11 @@ def _chosen_parts(
     chosen = []
     for number, etag, sums in wanted:
         part = known.get(number)
-        stated = sums.get(upload.algorithm) if upload.algorithm else None
-        if strict and upload.checksum_type == "COMPOSITE" and stated is None:
+        if strict and upload.checksum_type == "COMPOSITE" and upload.algorithm not in sums:
             message = f"The complete request must include the checksum for each part; missing for part {number}."
             raise S3Error("InvalidRequest", message)
-        wrong = strict and (stated not in (None, part.checksum if part else None) or set(sums) - {upload.algorithm})
-        if part is None or etag.strip('"') != part.etag.strip('"') or wrong:
+        differs = part is None or any(value != part.checksum or name != part.algorithm for name, value in sums.items())
+        if part is None or etag.strip('"') != part.etag.strip('"') or (strict and differs):
             message = "One or more of the specified parts could not be found, or an ETag or checksum did not match."
             raise S3Error("InvalidPart", message, PartNumber=str(number), UploadId=upload.id)
         chosen.append(part)

@@ -50,7 +50,9 @@ class Process:
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError("the S3 server did not start")
-        self.endpoint: str = json.loads(line)["endpoint"]
+        told = json.loads(line)
+        self.endpoint: str = told["endpoint"]
+        self.folder: str = told["folder"]
         self.pid: int = self._process.pid
         context = ssl._create_unverified_context()
         self._opener = urllib.request.build_opener(

@@ -195,8 +195,7 @@ class _Exchange:
         self.rule = rule = self._server.faults.pick(operation.name, request.key)
         if rule is not None:
             entry["fault"] = rule.action
-        intake = self._receive(self._body, operation, bucket)
-        self._check_payload(payload, intake)
+        intake = self._receive(self._body, operation, bucket, payload)
         self._server.faults.strike(rule, "before", entry)
         settings = self._settings
         on_complete = settings.conditions_on_complete or operation.name != "CompleteMultipartUpload"
@@ -218,24 +217,24 @@ class _Exchange:
         return reply
 
     def _authorize(self, operation: Operation) -> None:
-        policy, request = self._settings.policy, self._request
-        if policy is None:
-            return
-        denied = S3Error("AccessDenied", f"Not authorized to perform s3:{operation.action}")
+        if self._settings.policy is not None and not self._allowed(self._settings.policy, operation):
+            raise S3Error("AccessDenied", f"Not authorized to perform s3:{operation.action}")
+
+    def _allowed(self, policy: Policy, operation: Operation) -> bool:
+        request = self._request
         context = {"prefix": request.query["prefix"]} if "prefix" in request.query else {}
         if not policy.allows(f"s3:{operation.action}", request.bucket, request.key, **context):
-            raise denied
+            return False
         # A condition on the version that is there needs the right to read it.
         reads = operation.name in _CONDITIONAL and request.headers.get("if-match", "*") != "*"
         if reads and not policy.allows("s3:GetObject", request.bucket, request.key):
-            raise denied
+            return False
         # Who may not list is not told what is missing.
         bucket = self._server.buckets.get(request.bucket)
         missing = operation.action == "GetObject" and bucket is not None and request.key not in bucket.objects
-        if missing and not policy.allows("s3:ListBucket", request.bucket):
-            raise denied
+        return not missing or policy.allows("s3:ListBucket", request.bucket)
 
-    def _receive(self, body: Body, operation: Operation, bucket: Bucket) -> Intake:
+    def _receive(self, body: Body, operation: Operation, bucket: Bucket, payload: str) -> Intake:
         algorithm, value = None, None
         if self._settings.checksums and operation.name in _SUMMED:
             algorithm, value = checksums.announced(self._request.headers)
@@ -247,23 +246,20 @@ class _Exchange:
         intake = Intake(self._server.folder, algorithm)
         rule = self.rule
         limit = rule.bytes if rule is not None and rule.action == "drop" else None
-        try:
-            for chunk in body.chunks():
-                intake.write(chunk)
-                self._entry["bytes"] = intake.size
-                if limit is not None and intake.size >= limit:
-                    raise DropError
-                if operation.name not in _SUMMED and intake.size > _MEMORY_ONLY:
-                    raise S3Error("MaxMessageLengthExceeded", "Your request was too big.")
-            self._received = True
-            if announced is not None and value is None:
-                value = self._from_trailer(body, announced)
-            if announced is not None and value != intake.checksum:
-                message = f"The {announced.upper()} you specified did not match the calculated checksum."
-                raise S3Error("BadDigest", message)
-        except BaseException:
-            intake.blob()  # so that a file goes with it
-            raise
+        for chunk in body.chunks():
+            intake.write(chunk)
+            self._entry["bytes"] = intake.size
+            if limit is not None and intake.size >= limit:
+                raise DropError
+            if operation.name not in _SUMMED and intake.size > _MEMORY_ONLY:
+                raise S3Error("MaxMessageLengthExceeded", "Your request was too big.")
+        self._received = True
+        self._check_payload(payload, intake)
+        if announced is not None and value is None:
+            value = self._from_trailer(body, announced)
+        if announced is not None and value != intake.checksum:
+            message = f"The {announced.upper()} you specified did not match the calculated checksum."
+            raise S3Error("BadDigest", message)
         return intake
 
     def _from_trailer(self, body: Body, algorithm: str) -> str:

@@ -10,7 +10,7 @@ import uuid
 import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from tests.strict_s3 import checksums
 from tests.strict_s3.wire import CHUNK, S3Error
@@ -21,22 +21,29 @@ if TYPE_CHECKING:
 SPILL = 1024 * 1024
 
 
-class Blob:
-    """Bytes that never change, in memory or in a file that goes when nobody needs it any more."""
+class _Spill:
+    """A file that goes when nobody refers to it any more."""
 
-    def __init__(self, size: int, data: bytes = b"", path: Path | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.file = tempfile.NamedTemporaryFile(dir=folder, delete=False, buffering=0)  # noqa: SIM115
+        self.path = Path(self.file.name)
+        weakref.finalize(self, self.path.unlink, missing_ok=True)
+
+
+class Blob:
+    """Bytes that never change, in memory or in a file."""
+
+    def __init__(self, size: int, data: bytes = b"", spill: _Spill | None = None) -> None:
         self.size = size
         self._data = data
-        self._path = path
-        if path is not None:
-            weakref.finalize(self, path.unlink, missing_ok=True)
+        self._spill = spill
 
     def chunks(self, start: int = 0, end: int | None = None) -> Iterator[bytes]:
         left = (self.size if end is None else end) - start
-        if self._path is None:
+        if self._spill is None:
             yield self._data[start : start + left]
             return
-        with self._path.open("rb", buffering=0) as file:
+        with self._spill.path.open("rb", buffering=0) as file:
             file.seek(start)
             while left and (chunk := file.read(min(left, CHUNK))):
                 left -= len(chunk)
@@ -62,7 +69,7 @@ class Intake:
         self.algorithm = algorithm
         self._folder = folder
         self._buffer = bytearray()
-        self._file: IO[bytes] | None = None
+        self._spill: _Spill | None = None
         self._md5 = hashlib.md5(usedforsecurity=False)
         self._sha256 = hashlib.sha256()
         self._checksum = checksums.ALGORITHMS[algorithm]() if algorithm else None
@@ -72,20 +79,20 @@ class Intake:
         for digest in (self._md5, self._sha256, self._checksum):
             if digest is not None:
                 digest.update(chunk)
-        if self._file is None and self.size > SPILL:
-            self._file = tempfile.NamedTemporaryFile(dir=self._folder, delete=False, buffering=0)  # noqa: SIM115
-            self._file.write(self._buffer)
+        if self._spill is None and self.size > SPILL:
+            self._spill = _Spill(self._folder)
+            self._spill.file.write(self._buffer)
             self._buffer.clear()
-        if self._file is None:
+        if self._spill is None:
             self._buffer += chunk
         else:
-            self._file.write(chunk)
+            self._spill.file.write(chunk)
 
     def blob(self) -> Blob:
-        if self._file is None:
+        if self._spill is None:
             return Blob(self.size, data=bytes(self._buffer))
-        self._file.close()
-        return Blob(self.size, path=Path(self._file.name))
+        self._spill.file.close()
+        return Blob(self.size, spill=self._spill)
 
     @property
     def md5(self) -> bytes:
@@ -142,6 +149,7 @@ class StoredObject:
 class Part:
     blob: Blob
     etag: str
+    algorithm: str | None
     checksum: str | None
     modified: float = field(default_factory=time.time)
 
