@@ -75,6 +75,8 @@ _KINDS: dict[str, type[ArchiveError]] = {
     "BadDigest": StoredBytesDifferError,
     "InvalidDigest": StoredBytesDifferError,
     "XAmzContentChecksumMismatch": StoredBytesDifferError,
+    "XAmzContentSHA256Mismatch": StoredBytesDifferError,
+    "IncompleteBody": StorageUnavailableError,
     "NotImplemented": StorageError,
     "RequestTimeout": StorageUnavailableError,
 }

@@ -1,0 +1,266 @@
+"""The archive on an S3 server that misbehaves: what it leaves behind, seen past the store's own code."""
+
+from __future__ import annotations
+
+import base64
+import re
+import threading
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from include.archive import errors
+from include.archive.stores import S3Store
+from include.archive.stores import s3 as s3_module
+from tests.include.archive.conftest import BUCKET, make_client
+from tests.include.archive.support import STEM, Archive, FakeSource, audio, run, sha256
+
+if TYPE_CHECKING:
+    from tests.strict_s3.process import Process
+
+PART = s3_module.PART_BYTES
+KEY = f"{STEM}.ogg"
+SMALL, LARGE = 1000, 2 * PART + 1000
+WRITES = {SMALL: "PutObject", LARGE: "CompleteMultipartUpload"}
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda self, context: 0.0)
+
+
+def stored(strict: Process) -> dict[str, Any]:
+    """Describe the one object there is, after looking that nothing else is left and nothing was replaced."""
+    state = strict.state()
+    assert state["uploads"] == []
+    assert [write["overwrote"] for write in state["writes"] if write["operation"] in WRITES.values()] == [None]
+    ((key, found),) = state["objects"].items()
+    assert key.endswith(KEY)
+    assert found["size"] == len(strict.content(key))
+    return found
+
+
+def fault(strict: Process, rule: dict[str, Any]) -> None:
+    """Make the server misbehave where recordings are concerned, and not where the store is only tried out."""
+    strict.faults({"key": re.escape(KEY), **rule})
+
+
+def requests(strict: Process, operation: str) -> list[dict[str, Any]]:
+    return [entry for entry in strict.journal(operation) if entry["key"].endswith(KEY)]
+
+
+def nothing(strict: Process) -> bool:
+    state = strict.state()
+    return (state["objects"], state["uploads"]) == ({}, [])
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+def test_what_is_sent(bucket: Archive, strict: Process, size: int) -> None:
+    data = audio(size)
+    part = run(bucket, FakeSource(data))
+    found = stored(strict)
+    assert part.verified_by == ["content-length", "store-checksum"]
+    assert (found["sha256"], found["headers"]["content-type"]) == (sha256(data), "audio/ogg")
+    assert found["checksum"] == base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()
+    assert (found["checksum_algorithm"], found["checksum_type"]) == ("crc32", "FULL_OBJECT")
+    (final,) = requests(strict, WRITES[size])
+    assert final["conditions"] == {"if-none-match": "*"}
+    assert final["checksums"]["x-amz-checksum-crc32"] == found["checksum"]
+    if size == LARGE:
+        assert final["checksums"]["x-amz-checksum-type"] == "FULL_OBJECT"
+        assert [entry["bytes"] for entry in requests(strict, "UploadPart")] == [PART, PART, 1000]
+    assert requests(strict, "GetObject") == []
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+@pytest.mark.parametrize("times", [1, 2, None])
+@pytest.mark.parametrize("kind", ["dropped", "500"])
+def test_a_lost_answer_is_resolved_by_comparing(
+    bucket: Archive, strict: Process, size: int, times: int | None, kind: str
+) -> None:
+    loss = {"action": "drop"} if kind == "dropped" else {"action": "error", "code": "InternalError"}
+    fault(strict, {"operation": WRITES[size], "times": times, "when": "after", **loss})
+    data = audio(size)
+    part = run(bucket, FakeSource(data))
+    assert (part.action, part.sha256) == ("already_present", sha256(data))
+    assert stored(strict)["sha256"] == sha256(data)
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+def test_a_lost_answer_of_another_write_is_a_conflict(bucket: Archive, strict: Process, size: int) -> None:
+    with bucket.store.write(KEY, media_type="audio/ogg") as writer:
+        writer.write(memoryview(audio(size, seed=1)))
+        bucket.put(KEY, b"OggS, by somebody else")
+        fault(strict, {"operation": WRITES[size], "times": None, "action": "drop"})
+        with pytest.raises(errors.AlreadyExistsError):
+            writer.commit({})
+    assert bucket.get(KEY) == b"OggS, by somebody else"
+    assert bucket.leftovers() == []
+
+
+@pytest.mark.parametrize("operation", ["PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"action": "error", "code": "SlowDown"},
+        {"action": "error", "code": "InternalError"},
+        {"action": "error", "code": "RequestTimeout", "status": 400},
+        {"action": "drop"},
+    ],
+)
+def test_a_passing_fault_is_outlived(bucket: Archive, strict: Process, operation: str, rule: dict[str, Any]) -> None:
+    fault(strict, {"operation": operation, **rule})
+    data = audio(SMALL if operation == "PutObject" else LARGE)
+    run(bucket, FakeSource(data))
+    assert stored(strict)["sha256"] == sha256(data)
+    assert len(requests(strict, "UploadPart")) <= 4
+
+
+@pytest.mark.parametrize("operation", ["PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"])
+def test_a_lasting_fault_leaves_nothing(bucket: Archive, strict: Process, operation: str) -> None:
+    fault(strict, {"operation": operation, "times": None, "action": "error", "code": "SlowDown"})
+    with pytest.raises(errors.StorageUnavailableError) as caught:
+        run(bucket, FakeSource(audio(SMALL if operation == "PutObject" else LARGE)))
+    assert not caught.value.permanent
+    assert nothing(strict)
+
+
+def test_an_error_within_a_success_is_an_error(bucket: Archive, strict: Process) -> None:
+    rule = {"operation": "CompleteMultipartUpload", "action": "error", "status": 200, "code": "InternalError"}
+    fault(strict, {**rule, "times": None})
+    with pytest.raises(errors.StorageUnavailableError):
+        run(bucket, FakeSource(audio(LARGE)))
+    assert nothing(strict)
+    strict.control("DELETE", "faults")
+    fault(strict, rule)
+    run(bucket, FakeSource(audio(LARGE)))
+    assert stored(strict)["sha256"] == sha256(audio(LARGE))
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+def test_conflicts_with_other_writes(bucket: Archive, strict: Process, size: int) -> None:
+    fault(strict, {"operation": WRITES[size], "action": "error", "code": "ConditionalRequestConflict"})
+    run(bucket, FakeSource(audio(size)))
+    assert stored(strict)["sha256"] == sha256(audio(size))
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+@pytest.mark.parametrize("keep_checksum", [True, False])
+def test_a_store_that_keeps_other_bytes(bucket: Archive, strict: Process, size: int, keep_checksum: bool) -> None:
+    if size == SMALL and keep_checksum:
+        pytest.skip("a store that lies about a whole object's checksum is found out by reading only")
+    operation = "PutObject" if size == SMALL else "UploadPart"
+    fault(strict, {"operation": operation, "action": "corrupt", "keep_checksum": keep_checksum})
+    with pytest.raises(errors.StoredBytesDifferError) as caught:
+        run(bucket, FakeSource(audio(size)))
+    assert not caught.value.permanent
+    assert nothing(strict)
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+def test_a_body_damaged_on_the_way_is_refused_and_sent_again(bucket: Archive, strict: Process, size: int) -> None:
+    """Between us and a store without TLS nothing but the signature and the checksum watches over the bytes."""
+    events = bucket.store._client.meta.events  # type: ignore[attr-defined]
+    damaged = []
+
+    def damage(request: Any, **kwargs: Any) -> None:
+        if not damaged and request.method == "PUT" and ".ogg" in request.url:
+            damaged.append(request.url)
+            body = request.body if isinstance(request.body, (bytes, bytearray)) else request.body.read()
+            request.body = bytes([body[0] ^ 1]) + bytes(body[1:])
+
+    events.register("before-send.s3", damage)
+    try:
+        if size == SMALL:
+            with pytest.raises(errors.StoredBytesDifferError) as caught:
+                run(bucket, FakeSource(audio(size)))
+            assert not caught.value.permanent
+            assert nothing(strict)
+        run(bucket, FakeSource(audio(size)))
+    finally:
+        events.unregister("before-send.s3", damage)
+    assert damaged
+    assert [entry["code"] for entry in strict.journal() if entry["bytes"]].count("XAmzContentSHA256Mismatch") == 1
+    assert stored(strict)["sha256"] == sha256(audio(size))
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "expected"),
+    [
+        ("IncompleteBody", 400, errors.StorageUnavailableError),
+        ("RequestTimeTooSkewed", 403, errors.StorageDeniedError),
+        ("InvalidAccessKeyId", 403, errors.StorageDeniedError),
+        ("ExpiredToken", 400, errors.StorageDeniedError),
+    ],
+)
+def test_refusals_of_whole_objects(
+    bucket: Archive, strict: Process, code: str, status: int, expected: type[errors.StorageError]
+) -> None:
+    fault(strict, {"operation": "PutObject", "times": None, "action": "error", "code": code, "status": status})
+    with pytest.raises(expected):
+        run(bucket, FakeSource(audio(SMALL)))
+    assert nothing(strict)
+
+
+def test_the_next_try_aborts_what_a_killed_one_left(bucket: Archive, strict: Process) -> None:
+    fault(strict, {"operation": "UploadPart", "skip": 1, "action": "hold"})
+    data, outcomes = audio(LARGE), []
+    thread = threading.Thread(target=lambda: outcomes.append(run(bucket, FakeSource(data))))
+    thread.start()
+    try:
+        (held,) = strict.wait_held()
+        assert (held["operation"], held["bytes"]) == ("UploadPart", PART)
+        assert run(bucket, FakeSource(data)).action == "stored"
+        assert len(requests(strict, "AbortMultipartUpload")) == 1
+    finally:
+        strict.control("POST", "release", {})
+        thread.join()
+    # The one that was not dead after all finds its upload gone and the object there.
+    assert [part.action for part in outcomes] == ["already_present"]
+    assert stored(strict)["sha256"] == sha256(data)
+
+
+def test_racing_large_uploads_leave_one_object(strict: Process) -> None:
+    bodies = [audio(PART + 1000, seed=seed) for seed in range(8)]
+    barrier, outcomes = threading.Barrier(len(bodies)), []
+
+    def write(data: bytes) -> None:
+        store = S3Store(bucket=BUCKET, prefix="race", client=make_client(strict.endpoint))
+        with store.write(KEY, media_type="audio/ogg", size=len(data)) as writer:
+            writer.write(memoryview(data))
+            barrier.wait()
+            try:
+                writer.commit({})
+                outcomes.append(sha256(data))
+            except errors.AlreadyExistsError:
+                pass
+
+    threads = [threading.Thread(target=write, args=(body,)) for body in bodies]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(outcomes) == 1
+    assert stored(strict)["sha256"] == outcomes[0]
+    statuses = sorted(entry["status"] for entry in requests(strict, "CompleteMultipartUpload"))
+    assert statuses == [200] + [412] * (len(bodies) - 1)
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+@pytest.mark.parametrize("bit", [0, -1])
+def test_flipped_bits_are_found_by_reading(bucket: Archive, strict: Process, size: int, bit: int) -> None:
+    run(bucket, FakeSource(audio(size)))
+    (key,) = strict.state()["objects"]
+    strict.control("POST", "tamper", {"key": key, "flip": bit})
+    with pytest.raises(errors.IntegrityError):
+        b"".join(bucket.store.read(KEY))
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+def test_a_read_that_is_cut_is_retryable(bucket: Archive, strict: Process, size: int) -> None:
+    bucket.put(KEY, audio(size))
+    fault(strict, {"operation": "GetObject", "times": None, "action": "cut", "bytes": 500})
+    with pytest.raises(errors.StorageUnavailableError) as caught:
+        b"".join(bucket.store.read(KEY))
+    assert not caught.value.permanent
