@@ -15,7 +15,7 @@ from datetime import timedelta
 
 from airflow.sdk import dag
 
-from include.provider.assets import SETTLED_RECORDINGS
+from include.provider.assets import RECORDING_ARCHIVED
 from include.provider.errors import RecallRetryPolicy
 from include.provider.operators import (
     RecallArchiveParticipantOperator,
@@ -75,7 +75,7 @@ def archive_meeting() -> None:
         archived=archived.output,
         map_index_template="{{ task_label }}",
         trigger_rule="all_done",
-        outlets=[SETTLED_RECORDINGS],
+        outlets=[RECORDING_ARCHIVED],
     ).expand(recording=recordings.output)
 
     bot_id >> recordings >> participants >> archived >> settled

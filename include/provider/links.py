@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from airflow.sdk import BaseOperator
     from airflow.sdk.types import TaskInstanceKey
 
+    from include.archive.stores import Store
+
 
 class RecallBotLink(BaseOperatorLink):
     """The bot's page in Recall's dashboard."""
@@ -26,10 +28,25 @@ class RecallBotLink(BaseOperatorLink):
 
 
 class ArchiveFolderLink(BaseOperatorLink):
-    """The recording's folder in the archive: in the S3 console, or on this machine's disk."""
+    """The recording's folder in the archive, see :func:`folder_url`."""
 
     name = "Archive folder"
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
-        """Return the address that the operator left, or nothing where the store has no page to show."""
+        """Return the address that the operator left, or nothing where no recording is known."""
         return getattr(operator, "folder_url", "")
+
+
+def folder_url(store: Store, folder: str) -> str:
+    """Return the page that shows a recording's folder to a person.
+
+    That is the store's own page where it has one (the S3 console on AWS), and else :mod:`include.provider.archive_page`
+    on Airflow's API server.
+    """
+    if (url := store.browse_url(folder)) is not None:
+        return url
+    from airflow.sdk.configuration import conf
+
+    # Airflow's links to a task's log fall back to the same address.
+    base_url = conf.get("api", "base_url", fallback="http://localhost:8080/")
+    return f"{base_url.rstrip('/')}/recall/archive/{folder}/"

@@ -15,10 +15,10 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from include.errors import CodedError
 from include.provider import settings
-from include.provider.assets import RECORDING_ARCHIVED, SETTLED_RECORDINGS
+from include.provider.assets import RECORDING_ARCHIVED
 from include.provider.errors import ERROR_KEY, RecallRetryPolicy, UnsupportedPlatformError, error_reported
 from include.provider.hook import RecallHook, folder_of, get_store
-from include.provider.links import ArchiveFolderLink, RecallBotLink
+from include.provider.links import ArchiveFolderLink, RecallBotLink, folder_url
 from include.provider.params import given
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ class RecallListParticipantAudioOperator(BaseOperator):
 
     def _leave_links(self, ends: Ends) -> None:
         if self.recordings:
-            self.folder_url = ends.store.browse_url(folder_of(self.recordings[0])) or ""
+            self.folder_url = folder_url(ends.store, folder_of(self.recordings[0]))
             if bot_id := self.recordings[0].get("bot_id"):
                 self.bot_url = RecallHook(self.recall_conn_id).dashboard_url(bot_id)
 
@@ -283,7 +283,7 @@ class RecallArchiveParticipantOperator(BaseOperator):
         with error_reported(context):
             ends = open_ends(self.recall_conn_id, self.aws_conn_id)
             batch = Batch(**self.batch)
-            self.folder_url = ends.store.browse_url(batch.folder) or ""
+            self.folder_url = folder_url(ends.store, batch.folder)
             receipts = archive(
                 ends,
                 batch,
@@ -304,7 +304,7 @@ class RecallSettleRecordingOperator(BaseOperator):
     """Write one recording's manifest, last and once, or say what is owed.
 
     Map it over the sensor's recordings, with ``trigger_rule="all_done"``: it re-reads what the source lists and what
-    the store holds, whatever the tasks before it say. With ``outlets=[SETTLED_RECORDINGS]`` it emits one asset event
+    the store holds, whatever the tasks before it say. With ``outlets=[RECORDING_ARCHIVED]`` it emits one asset event
     per recording, when the manifest is written; a retry emits it again rather than never.
 
     :param recording: one of the recordings that the sensor returned (templated).
@@ -343,7 +343,7 @@ class RecallSettleRecordingOperator(BaseOperator):
             recording_id, folder = self.recording["recording_id"], folder_of(self.recording)
             bot_id, problem = self.recording.get("bot_id"), self.recording.get("problem")
             show_label(context, recording_id)
-            self.folder_url = ends.store.browse_url(folder) or ""
+            self.folder_url = folder_url(ends.store, folder)
             if bot_id:
                 self.bot_url = RecallHook(self.recall_conn_id).dashboard_url(bot_id)
             settled = already_settled(ends.store, folder)
@@ -358,7 +358,9 @@ class RecallSettleRecordingOperator(BaseOperator):
                     receipts=[receipt for batch in self.archived for receipt in batch],
                     reasons=self._reasons(context),
                 )
-                context["outlet_events"][SETTLED_RECORDINGS].add(RECORDING_ARCHIVED, extra=settled.to_dict())
+                context["outlet_events"][RECORDING_ARCHIVED].extra = settled.to_dict()
+            else:
+                self.outlets = []  # nothing new, so nothing to announce
             self.log.info("Recording %s: %s, %d parts in %s", recording_id, settled.outcome, settled.parts, folder)
             return settled.to_dict()
 

@@ -99,7 +99,7 @@ GOOD = {
     "recording_id": [None, "", "7C0E1B52-6C1D-4B77-8D52-3E2C9A6B4F10"],
     "meeting_url": [None, "", "https://teams.microsoft.com/l/meetup-join/19%3ameeting_EXAMPLE%40thread.v2/0?a=b#c"],
     "bot_name": [None, "", "Notes {{ bot }} 🎙"],
-    "join_at": [None, "", "2026-03-04T09:55:00Z", "2026-03-04T09:55:00.123456+02:00"],
+    "join_at": [None, "2026-03-04T09:55:00Z", "2026-03-04T09:55:00.123456+02:00"],
 }
 
 

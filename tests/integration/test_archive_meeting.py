@@ -365,6 +365,9 @@ def test_second_run_fetches_and_writes_nothing(
     assert snapshot(archive) == before
     assert simulator.journal("media") == []
     assert len(simulator.journal("api")) <= 4
+    events = airflow.get("/assets/events?limit=100")["asset_events"]
+    assert runs.recordings("finished")[0] in [one["extra"]["recording_id"] for one in events]
+    assert again.run_id not in [one["source_run_id"] for one in events]
 
 
 def test_archived_media_that_is_gone_is_still_a_success(
