@@ -300,7 +300,16 @@ class _Exchange:
 
 
 def control(server: StrictS3, request: Request, body: bytes) -> Reply:
-    """Answer a request to the control API."""
+    """Answer a request to the control API, which knows no credentials.
+
+    - ``GET journal``, ``DELETE journal``: every request, see :class:`tests.strict_s3.faults.Journal`.
+    - ``GET state``: by bucket, ``objects``, open ``uploads``, and ``writes``: every success, and what it took away.
+    - ``GET object?bucket=&key=``: an object's bytes.
+    - ``POST faults`` (a rule or a list), ``GET faults``, ``DELETE faults``: see :class:`tests.strict_s3.faults.Rule`.
+    - ``GET held``; ``POST release`` with ``number`` (default all) and ``drop``: see :meth:`Faults.release`.
+    - ``POST tamper``: see :func:`tamper`.
+    - ``POST reset``: forget everything, objects included.
+    """
     name = f"{request.method} {request.path[len(CONTROL) :]}"
     try:
         if name == "GET object":
