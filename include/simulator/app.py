@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from include.simulator import views
 from include.simulator.api import Api, ApiError
 from include.simulator.control import Control
 from include.simulator.gateway import Gateway
@@ -37,6 +38,14 @@ def create_app(world: World, journal: Journal, faults: FaultBook, *, media_port:
     control = Control(world, journal, faults)
     app.include_router(api.router)
     app.include_router(control.router)
+
+    @app.get("/dashboard/explorer/bot/{bot_id}/", include_in_schema=False)
+    async def dashboard(bot_id: str) -> HTMLResponse:
+        """Stand in for the bot's page in Recall's dashboard, where links to it lead."""
+        bot = world.bots.get(bot_id)
+        if bot is None:
+            return HTMLResponse("<!DOCTYPE html><title>No such bot</title><h1>No such bot</h1>", 404)
+        return HTMLResponse(views.dashboard(bot, world.now()))
 
     @app.exception_handler(ApiError)
     async def refused(_: Request, error: ApiError) -> Response:

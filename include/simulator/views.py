@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from datetime import datetime, timedelta
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 from include.simulator.world import (
@@ -192,6 +193,25 @@ def bot_truth(bot: BotState, now: datetime) -> dict[str, Any]:
             for recording in bot.recordings
         ],
     }
+
+
+def dashboard(bot: BotState, now: datetime) -> str:
+    """Show a bot's history and recordings as a page."""
+    steps = "".join(
+        f"<tr><td>{format_time(at)}<td>{escape(step.code)}<td>{escape(step.sub_code or '')}"
+        for step, at in bot.status_changes(now)
+    )
+    recordings = "".join(
+        f"<li><code>{escape(recording.id)}</code> {escape(recording.status(now)[0])}"
+        for recording in bot.recordings
+        if recording.exists(now)
+    )
+    return (
+        "<!DOCTYPE html><html lang=en><meta charset=utf-8><title>Bot in the simulator</title>"
+        "<style>body{font:16px/1.5 system-ui;margin:2rem;color-scheme:light dark}td{padding-right:2rem}</style>"
+        f"<h1>Bot <code>{escape(bot.id)}</code></h1><p>In the Recall.ai simulator."
+        f"<h2>Status</h2><table>{steps}</table><h2>Recordings</h2><ul>{recordings}</ul>"
+    )
 
 
 def _shortcuts(recording: RecordingState, world: World, origins: Origins) -> dict[str, Any]:

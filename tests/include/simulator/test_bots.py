@@ -246,3 +246,12 @@ def test_metadata_of_recordings_and_artifacts_can_be_changed(simulator: Any, api
     for path in (f"/recording/{recording['id']}/", f"/audio_separate/{recording['artifacts'][0]['id']}/"):
         assert api.call("PATCH", path, json={"metadata": {"a": "b"}}).json()["metadata"] == {"a": "b"}
         assert api.call("PATCH", path, json={"metadata": {"a": 1}}).status_code == 400
+
+
+def test_links_to_the_dashboard_lead_somewhere(simulator: Any) -> None:
+    bot_id = simulator.add_meeting()["bot_id"]
+    page = requests.get(f"{simulator.base_url}/dashboard/explorer/bot/{bot_id}", timeout=10)
+    assert page.status_code == 200
+    assert bot_id in page.text
+    assert "call_ended" in page.text
+    assert requests.get(f"{simulator.base_url}/dashboard/explorer/bot/none", timeout=10).status_code == 404
