@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 API_KEY = "canary-api-key-5f3b1c"
 STORAGE_SECRET = "canary-storage-secret-9d2e"
 BUCKET = "recordings"
+VIEWER = "viewer"
 
 
 @pytest.fixture(scope="session")
@@ -85,12 +86,22 @@ def airflow(
         "AIRFLOW_CONN_RECALL_DEFAULT": json.dumps(simulator.connection),
         "AIRFLOW_CONN_AWS_DEFAULT": json.dumps(aws),
         "AIRFLOW_VAR_RECALL_POLL_SECONDS": "1",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"admin:admin,{VIEWER}:viewer",
     }
     # DEBUG, so that whatever a library may log is in the logs that are searched for secrets.
     with LocalAirflow(tmp_path_factory.mktemp("airflow"), env, log_level="DEBUG") as running:
         running.wait_for_dag("archive_meeting")
         set_archive(running, archive.as_uri())
         yield running
+
+
+@pytest.fixture(scope="session")
+def viewer(airflow: LocalAirflow) -> dict[str, str]:
+    """The headers of somebody who may look at everything and do nothing."""
+    passwords = json.loads((airflow.home / "passwords.json").read_text("utf-8"))
+    login = {"username": VIEWER, "password": passwords[VIEWER]}
+    reply = requests.post(f"{airflow.url}/auth/token", json=login, timeout=30)
+    return {"Authorization": f"Bearer {reply.json()['access_token']}"}
 
 
 def set_archive(airflow: LocalAirflow, uri: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import html
+import http.client
 import json
 import re
 import time
@@ -10,7 +12,7 @@ import wave
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import jsonschema
 import pytest
@@ -325,7 +327,9 @@ def test_one_asset_event_for_each_recording(runs: Runs, airflow: LocalAirflow) -
         assert event["extra"]["outcome"] in set(OUTCOMES.values())
 
 
-def test_extra_links(runs: Runs, airflow: LocalAirflow, simulator: RunningSimulator, archive: Path) -> None:
+def test_extra_links(
+    runs: Runs, airflow: LocalAirflow, simulator: RunningSimulator, archive: Path, viewer: dict[str, str]
+) -> None:
     run_id = runs.runs["finished"].run_id
     path = f"/dags/{DAG}/dagRuns/{run_id}/taskInstances"
     links = airflow.get(f"{path}/wait_for_recordings/links")["extra_links"]
@@ -333,7 +337,75 @@ def test_extra_links(runs: Runs, airflow: LocalAirflow, simulator: RunningSimula
     assert links["Recall bot"] == f"{simulator.base_url}/dashboard/explorer/bot/{bot_id}"
     links = airflow.get(f"{path}/archive_participant/links?map_index=0")["extra_links"]
     folder = folder_of(archive, runs.recordings("finished")[0])
-    assert unquote(urlsplit(links["Archive folder"]).path).rstrip("/") == str(folder)
+    assert links["Archive folder"] == f"{airflow.url}/recall/archive/{folder.relative_to(archive)}/"
+    page = requests.get(links["Archive folder"], headers=viewer, timeout=30)
+    assert page.status_code == 200
+    manifest = read_manifest(folder)
+    for one in manifest["participants"]:
+        assert html.escape(one["name"] or f"Participant {one['id']}") in page.text
+    for one in manifest["parts"]:
+        served = requests.get(links["Archive folder"] + one["key"], headers=viewer, timeout=30)
+        assert served.content == (folder / one["key"]).read_bytes()
+        assert (served.headers["Content-Type"], served.headers["Content-Length"]) == ("audio/wav", str(one["bytes"]))
+        part = requests.get(served.url, headers={**viewer, "Range": "bytes=-10"}, timeout=30)
+        assert (part.status_code, part.content) == (206, served.content[-10:])
+        assert requests.head(served.url, headers=viewer, timeout=30).headers["Content-Length"] == str(one["bytes"])
+
+
+def test_hostile_names_on_the_page_are_text(
+    runs: Runs, airflow: LocalAirflow, archive: Path, viewer: dict[str, str]
+) -> None:
+    folder = folder_of(archive, runs.recordings("hostile")[0]).relative_to(archive)
+    reply = requests.get(f"{airflow.url}/recall/archive/{folder}/", headers=viewer, timeout=30)
+    assert reply.headers["Content-Security-Policy"].startswith("default-src 'none'; style-src 'sha256-")
+    page = reply.text
+    assert "script" not in page.replace("&lt;script&gt;", "")
+    for shown in ("&lt;script&gt;", "../../etc/passwd", "\\u202eevil\\u2066", "{{ 7*7 }}", "=cmd()", "x" * 80 + "…"):
+        assert shown in page
+    assert not set(page) & set("\r\u202e\u2066\ufeff")
+
+
+def test_the_page_is_for_those_who_are_signed_in(
+    runs: Runs, airflow: LocalAirflow, archive: Path, viewer: dict[str, str]
+) -> None:
+    folder = folder_of(archive, runs.recordings("finished")[0])
+    address = f"/recall/archive/{folder.relative_to(archive)}/"
+    browser = {"Accept": "text/html"}
+    key = read_manifest(folder)["parts"][0]["key"]
+    for path in (address, address + key, f"{address}manifest.json"):
+        for headers in ({}, {"Authorization": "Bearer no"}, {"Cookie": "_token=no"}):
+            reply = requests.get(airflow.url + path, headers=headers, allow_redirects=False, timeout=30)
+            assert reply.status_code == 401
+        reply = requests.get(airflow.url + path, headers=browser, allow_redirects=False, timeout=30)
+        assert reply.status_code == 303
+        login = requests.get(airflow.url + reply.headers["Location"], allow_redirects=False, timeout=30)
+        target = urlsplit(login.headers["Location"])
+        assert (target.path, parse_qs(target.query)["next"]) == ("/auth/login", [path])
+    cookie = {"Cookie": f"_token={viewer['Authorization'].removeprefix('Bearer ')}"}
+    assert requests.get(airflow.url + address, headers={**browser, **cookie}, timeout=30).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../../airflow.cfg",
+        "dt=2026-03-04/recording=x/../../../etc/passwd",
+        "dt=2026-03-04/recording=x/%2e%2e/%2e%2e/%2e%2e/etc/passwd",
+        "dt=2026-03-04/recording=x/..%2f..%2f..%2fetc%2fpasswd",
+        "dt=2026-03-04%2f..%2f..%2f..%2fetc%2fpasswd",
+        "/etc/passwd",
+        "%2fetc%2fpasswd",
+        "dt=2026-03-04/recording=x//etc/passwd",
+        "elsewhere/manifest.json",
+    ],
+)
+def test_nothing_outside_the_archive_is_served(path: str, airflow: LocalAirflow, viewer: dict[str, str]) -> None:
+    # Requests resolves dots before it sends; this does not.
+    connection = http.client.HTTPConnection("127.0.0.1", airflow.port, timeout=30)
+    connection.request("GET", f"/recall/archive/{path}", headers=viewer)
+    reply = connection.getresponse()
+    assert (reply.status, json.loads(reply.read())) == (404, {"detail": "Not Found"})
+    connection.close()
 
 
 def test_one_bot_was_sent_with_everything_that_finds_it_again(runs: Runs, simulator: RunningSimulator) -> None:
@@ -386,7 +458,7 @@ def test_archived_media_that_is_gone_is_still_a_success(
 
 
 def test_same_meeting_to_s3_gives_the_same_manifest(
-    runs: Runs, airflow: LocalAirflow, simulator: RunningSimulator, archive: Path, s3: Any
+    runs: Runs, airflow: LocalAirflow, simulator: RunningSimulator, archive: Path, s3: Any, viewer: dict[str, str]
 ) -> None:
     set_archive(airflow, f"s3://{BUCKET}/audio")
     try:
@@ -406,6 +478,12 @@ def test_same_meeting_to_s3_gives_the_same_manifest(
             lambda key: s3.get_object(Bucket=BUCKET, Key=prefix + key)["Body"].read(),
         )
         assert not s3.list_multipart_uploads(Bucket=BUCKET).get("Uploads")
+        path = f"/dags/{DAG}/dagRuns/{run.run_id}/taskInstances/settle/links?map_index=0"
+        page = airflow.get(path)["extra_links"]["Archive folder"]
+        assert requests.get(page, headers=viewer, timeout=30).status_code == 200
+        for one in manifest["parts"]:
+            served = requests.get(page + one["key"], headers=viewer, timeout=30).content
+            assert hashlib.sha256(served).hexdigest() == one["sha256"]
         modified = {one["Key"]: one["LastModified"] for one in s3.list_objects_v2(Bucket=BUCKET)["Contents"]}
         simulator.control("DELETE", "/journal")
         again = watch(airflow, {"s3": airflow.trigger(DAG, {"bot_id": runs.ids["finished"]["bot_id"]})})["s3"]
