@@ -50,6 +50,9 @@ BUFFER_BYTES = 1024 * 1024
 MAX_FUTILE_ATTEMPTS = 5
 """How often in a row the source may fail without getting further than before."""
 
+LOWEST_PACE = 1024.0
+"""Bytes per second by which the source must get further, pauses included, for its failures to be forgiven."""
+
 MAX_BACKOFF = 8.0
 """Longest pause between two attempts, in seconds, unless the source asks for more."""
 
@@ -263,6 +266,7 @@ class _Reader:
         self._etag: str | None = None
         self._position = 0
         self._furthest = 0
+        self._since = time.monotonic()
         self._futile = 0
         self._ended = False
 
@@ -290,9 +294,11 @@ class _Reader:
             self._position += count
             self.transferred += count
             self._ended = count == 0
-            # Only new ground counts: a source that always breaks at the same place must not be asked for ever.
-            if self._position > self._furthest:
-                self._furthest, self._futile = self._position, 0
+            # Only new ground that comes at a decent pace counts: neither a source that always breaks at the same place
+            # nor one that yields a few bytes each time must be asked for ever.
+            now = time.monotonic()
+            if self._position - self._furthest > LOWEST_PACE * (now - self._since):
+                self._furthest, self._since, self._futile = self._position, now, 0
             return count
         return 0
 

@@ -192,6 +192,16 @@ def test_a_source_that_never_gets_further_is_given_up(
     assert is_clean(archive)
 
 
+def test_a_source_that_crawls_from_cut_to_cut_is_given_up(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copy_module, "LOWEST_PACE", 1e12)
+    source = FakeSource(audio(100_000), cuts=range(10, 100_000, 10))
+    with pytest.raises(CodedError) as caught:
+        run(archive, source)
+    assert (caught.value.code, caught.value.permanent) == ("media_cut", False)
+    assert len(source.opened) == copy_module.MAX_FUTILE_ATTEMPTS
+    assert is_clean(archive)
+
+
 @pytest.mark.parametrize("difference", [-10, 10])
 def test_a_body_of_another_length_than_declared_is_never_stored(archive: Archive, difference: int) -> None:
     with pytest.raises(errors.SourceCutError):
