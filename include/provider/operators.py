@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from include.recall.client import RecallClient
     from include.recall.models import Bot
 
+REPLICATION_SECONDS = 60.0
+"""How long Recall may answer 404 for a bot that it has just made."""
+
 
 class RecallCreateBotOperator(BaseOperator):
     """Send a bot into a meeting, exactly one, whatever fails.
@@ -109,7 +112,7 @@ class RecallCreateBotOperator(BaseOperator):
 
     def _bot_of_this_task(self, client: RecallClient, meeting_url: str, state: Any) -> Bot:
         if isinstance(sent := state.get("bot_id"), str):
-            return client.get_bot(sent)
+            return self._once_known(client, sent)
         meeting = hashlib.sha256(f"{meeting_url}\n{given(self.join_at) or 'now'}".encode()).hexdigest()
         key = state.get("idempotency_key")
         if isinstance(key, str):
@@ -125,7 +128,20 @@ class RecallCreateBotOperator(BaseOperator):
         if bot is None:
             bot = self._send(client, meeting_url, meeting, key, state)
         _remember(state, "bot_id", bot.id)
-        return bot
+        return self._once_known(client, bot.id)
+
+    def _once_known(self, client: RecallClient, bot_id: str) -> Bot:
+        """Fetch a bot of ours. One that was just made may be unknown for a moment, to the tasks that follow as well."""
+        from include.recall.errors import RecallNotFoundError
+
+        give_up = time.monotonic() + REPLICATION_SECONDS
+        while True:
+            try:
+                return client.get_bot(bot_id)
+            except RecallNotFoundError:
+                if time.monotonic() > give_up:
+                    raise
+            time.sleep(1.0)
 
     def _send(self, client: RecallClient, meeting_url: str, meeting: str, key: str, state: Any) -> Bot:
         from include.recall.errors import RecallNoBotsError

@@ -78,6 +78,27 @@ def test_lost_answer_and_forgotten_key(simulator: RunningSimulator, monkeypatch:
     assert len(creates(simulator)) == 1
 
 
+@pytest.mark.parametrize("remembered", [True, False])
+def test_a_new_bot_may_be_unknown_for_a_moment(
+    simulator: RunningSimulator, monkeypatch: pytest.MonkeyPatch, remembered: bool
+) -> None:
+    monkeypatch.setattr(operators.time, "sleep", lambda seconds: None)
+    state = StateStore()
+    sent = send(Context(state)) if remembered else None
+    simulator.add_faults({"origin": "api", "path": "^/api/v1/bot/[^?]", "times": 3, "action": {"status": 404}})
+    assert send(Context(state, 2)) == (sent or state.get("bot_id"))
+    assert bots(simulator) == 1
+
+
+def test_a_bot_that_stays_unknown_is_an_error(simulator: RunningSimulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operators, "REPLICATION_SECONDS", 0.0)
+    monkeypatch.setattr(operators.time, "sleep", lambda seconds: None)
+    simulator.add_faults({"origin": "api", "path": "^/api/v1/bot/[^?]", "times": None, "action": {"status": 404}})
+    with pytest.raises(CodedError) as caught:
+        send(Context())
+    assert caught.value.code == "bot_not_found"
+
+
 def test_two_runs_for_one_meeting_share_its_bot(simulator: RunningSimulator) -> None:
     assert send(Context()) == send(Context())
     assert bots(simulator) == 1
