@@ -29,7 +29,9 @@ from include.provider.archive_html import CONTENT_SECURITY_POLICY, MOST_ROWS, se
 from include.provider.hook import get_store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Mapping
+
+    from starlette.types import Receive, Scope, Send
 
     from include.archive.stores import Store
 
@@ -143,7 +145,7 @@ def _object(store: Store, key: str, request: Request, *, download: bool) -> Resp
     headers["Content-Length"] = str(end - start)
     if request.method == "HEAD":
         return Response(None, status, headers)
-    return StreamingResponse(_bytes(store, key, start, end - start), status, headers)
+    return _Stream(_bytes(store, key, start, end - start), status, headers)
 
 
 def _range(header: str | None, size: int) -> tuple[int, int] | None:
@@ -166,7 +168,21 @@ def _range(header: str | None, size: int) -> tuple[int, int] | None:
     return start, end
 
 
-def _bytes(store: Store, key: str, start: int, count: int) -> Iterator[bytes]:
+class _Stream(StreamingResponse):
+    """A body that is let go of when its reader hangs up, as every player does, not when garbage is next collected."""
+
+    def __init__(self, chunks: Generator[bytes], status: int, headers: Mapping[str, str]) -> None:
+        super().__init__(chunks, status, headers)
+        self._chunks = chunks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._chunks.close()
+
+
+def _bytes(store: Store, key: str, start: int, count: int) -> Generator[bytes]:
     for chunk in store.read(key, start):
         yield chunk[:count]
         count -= len(chunk)

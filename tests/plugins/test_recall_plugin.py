@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import boto3
 import pytest
@@ -22,10 +22,11 @@ from airflow._shared.plugins_manager import plugins_manager
 from airflow.api_fastapi import app as airflow_app
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
 from airflow.models.dag import DagModel
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
 from jwt import InvalidTokenError
 from moto import mock_aws
+from starlette.requests import ClientDisconnect
 
 from include.archive import manifest as manifests
 from include.archive.errors import NoSuchBucketError, StorageUnavailableError
@@ -535,6 +536,34 @@ def test_the_server_s_event_loop_never_waits_for_a_store(
     assert client.get(AT + KEY).content == AUDIO
     assert client.get(AT).status_code == 200
     assert len(calls) == 1 + 3 + 1
+
+
+def test_a_reader_that_hangs_up_leaves_nothing_open(local: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(local)
+    reads: list[str] = []
+
+    def read(*args: Any) -> Iterator[bytes]:
+        reads.append("opened")
+        try:
+            yield from LocalStore.read(local, *args)
+        finally:
+            reads.append("closed")
+
+    async def receive() -> NoReturn:
+        await asyncio.sleep(60)
+        raise AssertionError("nobody waits for that")
+
+    async def send(message: dict[str, Any]) -> None:
+        if message.get("body"):
+            raise OSError("hung up")
+
+    monkeypatch.setattr(local, "read", read)
+    scope = {"type": "http", "method": "GET", "headers": [], "path": AT + KEY, "asgi": {"spec_version": "2.4"}}
+    reply = archive_page.show(f"{FOLDER}/{KEY}", Request(scope))
+    with pytest.raises(ClientDisconnect):
+        asyncio.run(reply(scope, receive, send))
+    # The reply is still alive here, as it is in an exception's traceback.
+    assert reads == ["opened", "closed"]
 
 
 # -- access ------------------------------------------------------------------------------------------------------------
