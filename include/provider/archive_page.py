@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 import re
+import time
+from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import quote, urlencode
@@ -25,6 +27,7 @@ from include.archive.audio import MEDIA_TYPE_OF_EXTENSION, UNKNOWN
 from include.archive.errors import ManifestError, StorageDeniedError
 from include.archive.layout import MANIFEST_NAME, is_key, is_recording_folder
 from include.errors import CodedError
+from include.provider import settings
 from include.provider.archive_html import CONTENT_SECURITY_POLICY, MOST_ROWS, settled_page, unsettled_page
 from include.provider.hook import get_store
 
@@ -81,11 +84,22 @@ def show(place: str, request: Request, download: bool = False) -> Response:
     """Answer with a recording's page (``dt=…/recording=…/``), or with an object below it."""
     folder, name = _split(place)
     try:
-        store = get_store()
+        store = open_archive()
         return _object(store, f"{folder}/{name}", request, download=download) if name else _page(store, folder)
     except CodedError as error:
         log.warning("No answer for %s: %s", place, error)
         raise HTTPException(502 if error.permanent else 503, str(error)) from None
+
+
+def open_archive() -> Store:
+    """Return the archive; its address counts at once, what else its connection says within a minute."""
+    return _opened(settings.ARCHIVE_URI.get(), int(time.monotonic() // 60))
+
+
+@lru_cache(maxsize=1)
+def _opened(uri: str, minute: int) -> Store:
+    # A client for S3 takes 0.3 s to make, and a player asks for a range at every jump.
+    return get_store()
 
 
 def _split(place: str) -> tuple[str, str]:

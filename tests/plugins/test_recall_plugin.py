@@ -138,7 +138,7 @@ def client(anybody: TestClient) -> TestClient:
 @pytest.fixture
 def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalStore:
     store = LocalStore(root=tmp_path / "archive")
-    monkeypatch.setattr(archive_page, "get_store", lambda: store)
+    monkeypatch.setattr(archive_page, "open_archive", lambda: store)
     return store
 
 
@@ -151,7 +151,7 @@ def store(request: pytest.FixtureRequest, local: LocalStore, monkeypatch: pytest
         client = boto3.client("s3", region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="y")
         client.create_bucket(Bucket="bucket")
         store = S3Store(bucket="bucket", prefix="some/prefix", client=client)
-        monkeypatch.setattr(archive_page, "get_store", lambda: store)
+        monkeypatch.setattr(archive_page, "open_archive", lambda: store)
         yield store
 
 
@@ -506,10 +506,23 @@ def test_an_archive_out_of_reach_says_so(
     def refuse() -> Store:
         raise error
 
-    monkeypatch.setattr(archive_page, "get_store", refuse)
+    monkeypatch.setattr(archive_page, "open_archive", refuse)
     for path in (AT, AT + KEY):
         reply = client.get(path)
         assert (reply.status_code, reply.json()["detail"]) == (status, str(error))
+
+
+def test_the_archive_is_opened_once_a_minute_and_for_each_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    moment = 600.0
+    monkeypatch.setattr(archive_page.time, "monotonic", lambda: moment)
+    monkeypatch.setenv("AIRFLOW_VAR_RECALL_ARCHIVE_URI", "file:///srv/one")
+    first = archive_page.open_archive()
+    assert first.uri("a.ogg") == "file:///srv/one/a.ogg"
+    assert archive_page.open_archive() is first
+    moment = 661.0
+    assert archive_page.open_archive() is not first
+    monkeypatch.setenv("AIRFLOW_VAR_RECALL_ARCHIVE_URI", "file:///srv/two")
+    assert archive_page.open_archive().uri("a.ogg") == "file:///srv/two/a.ogg"
 
 
 def test_the_server_s_event_loop_never_waits_for_a_store(
