@@ -7,6 +7,9 @@ import re
 
 HIDDEN = "[hidden]"
 
+LONGEST_MESSAGE = 20_000
+"""Characters of a log message that are kept: at level DEBUG botocore shows whole bodies of many MiB."""
+
 _RULES = (
     # user:password@ in a URL
     (re.compile(r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/?#@\"'<>]+@"), rf"\1{HIDDEN}@"),
@@ -47,7 +50,11 @@ class RedactingFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Replace the record's message by its redacted form."""
-        record.msg = redact(record.getMessage())
+        message = record.getMessage()
+        # Some is redacted beyond what is kept, so that no secret is cut into a piece that no rule knows.
+        record.msg = redact(message[: 2 * LONGEST_MESSAGE])[:LONGEST_MESSAGE]
+        if len(message) > LONGEST_MESSAGE:
+            record.msg += f"… ({len(message)} characters)"
         record.args = None
         record.exc_info = None  # its text repeats what the message said, unredacted
         return True

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import logging
+import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from include.recall.redaction import redact, redact_http_logs
+from include.recall.redaction import LONGEST_MESSAGE, redact, redact_http_logs, redact_logs
 
 
 @pytest.mark.parametrize(
@@ -58,3 +59,15 @@ def test_http_logs_are_redacted_once_however_often_asked(caplog: pytest.LogCaptu
         logger.debug('%s://%s:%s "%s %s" %s', "https", "h", 443, "GET", "/p?Signature=CANARY", 200)
     assert "CANARY" not in caplog.text
     assert '"GET /p?[hidden]" 200' in caplog.text
+
+
+def test_bodies_in_logs_are_cut_short_and_quickly(caplog: pytest.LogCaptureFixture) -> None:
+    redact_logs("somebody.elses")
+    with caplog.at_level(logging.DEBUG, "somebody.elses"):
+        started = time.monotonic()
+        logging.getLogger("somebody.elses").debug(
+            "%s?Signature=CANARY&x=%s", "x" * (LONGEST_MESSAGE - 30), "y" * 20_000_000
+        )
+    assert time.monotonic() - started < 2
+    assert "CANARY" not in caplog.text
+    assert len(caplog.text) < 2 * LONGEST_MESSAGE
