@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -120,8 +121,9 @@ def get_store(aws_conn_id: str = "aws_default") -> Store:
 
         from include.recall.redaction import redact_logs
 
-        # At level DEBUG botocore logs each request with its signature.
+        # At level DEBUG botocore logs each request with its signature, and here with its whole body: the audio itself.
         redact_logs(*(f"botocore.{name}" for name in ("auth", "endpoint", "hooks", "httpsession", "awsrequest")))
+        logging.getLogger("botocore.endpoint").setLevel(logging.INFO)
         return S3Hook(aws_conn_id=aws_conn_id).get_conn()
 
     return open_store(settings.ARCHIVE_URI.get(), s3_client=s3_client)
