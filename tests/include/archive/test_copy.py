@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import itertools
 import json
 import os
 import random
@@ -13,6 +14,7 @@ import time
 import wave
 import zlib
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -202,6 +204,18 @@ def test_a_source_that_crawls_from_cut_to_cut_is_given_up(archive: Archive, monk
     assert is_clean(archive)
 
 
+def test_a_source_that_crawls_is_given_up(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = itertools.count()
+    clock = SimpleNamespace(monotonic=lambda: float(next(seconds)), sleep=lambda pause: None)
+    monkeypatch.setattr(copy_module, "time", clock)
+    source = FakeSource(audio(100_000), cuts=range(100, 99_000, 100))
+    with pytest.raises(CodedError) as caught:
+        run(archive, source)
+    assert (caught.value.code, caught.value.permanent) == ("media_cut", False)
+    assert len(source.opened) <= copy_module.MAX_FUTILE_ATTEMPTS + 1
+    assert is_clean(archive)
+
+
 @pytest.mark.parametrize("difference", [-10, 10])
 def test_a_body_of_another_length_than_declared_is_never_stored(archive: Archive, difference: int) -> None:
     with pytest.raises(errors.SourceCutError):
@@ -322,6 +336,19 @@ def test_two_readings_must_agree(archive: Archive, second: bytes) -> None:
         assert is_clean(archive)
     else:
         assert archive.get(WAV)[44:] == second
+
+
+def test_a_body_that_is_never_the_same_twice_is_not_stored(archive: Archive) -> None:
+    seeds = itertools.count()
+
+    class Fickle(FakeSource):
+        def open(self, offset: int = 0, if_match: str | None = None) -> Any:
+            self.data = samples(5000, seed=next(seeds))
+            return super().open(offset, if_match)
+
+    with pytest.raises(errors.SourceChangedError):
+        run(archive, Fickle(b"", length=None, etag=None), source_format="raw")
+    assert is_clean(archive)
 
 
 # -- pages in place of audio -----------------------------------------------------------------------------------------

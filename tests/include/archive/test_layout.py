@@ -64,6 +64,13 @@ def test_hostile_ids_are_injective_and_cannot_be_forged() -> None:
     assert len({*hashed, *twice}) == len(hashed) + len(twice)
 
 
+@pytest.mark.parametrize(
+    ("one", "other"), [("AB", "Ab"), ("\u00c9", "\u00e9"), ("\u00e9", "e\u0301"), ("a b", "a  b"), ("x ", " x")]
+)
+def test_ids_that_look_alike_stay_apart(one: str, other: str) -> None:
+    assert layout.safe_id(one) != layout.safe_id(other)
+
+
 def test_plain_ids_stay_readable() -> None:
     assert layout.part_stem(100, "aa0a3c1e-0b6e", "part-000001") == "participant=100/aa0a3c1e-0b6e/part-000001"
 

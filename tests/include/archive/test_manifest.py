@@ -142,6 +142,8 @@ def test_order_does_not_matter() -> None:
         shuffle(people)
         shuffle(gaps)
         assert build(parts=parts, participants=people, missing=gaps).to_bytes() == expected
+    turned = replace(RECORDING, metadata=dict(reversed(list(RECORDING.metadata.items()))))
+    assert build(recording=turned, parts=parts, participants=people, missing=gaps).to_bytes() == expected
 
 
 def test_participants_are_merged_and_completed() -> None:

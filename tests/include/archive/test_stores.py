@@ -239,6 +239,14 @@ def test_a_writer_can_take_back_only_what_it_stored(archive: Archive, size: int,
             archive.put(KEY, b"foreign")
             writer.withdraw()
         assert archive.get(KEY) == b"foreign"
+    if archive.kind == "s3":
+        with archive.store.write(KEY, media_type="audio/ogg") as writer:
+            writer.write(data)
+            writer.commit({})
+            archive.put(KEY, b"foreign")
+            with pytest.raises(errors.AlreadyExistsError):
+                writer.withdraw()
+        assert archive.get(KEY) == b"foreign"
 
 
 # -- local folder ----------------------------------------------------------------------------------------------------
@@ -258,6 +266,20 @@ def test_partial_files_are_private_and_finished_ones_follow_the_umask(tmp_path: 
         assert stat.S_IMODE((tmp_path / "archive" / KEY).parent.stat().st_mode) == 0o750
     finally:
         os.umask(old)
+
+
+@pytest.mark.parametrize("planted", ["link", "file"])
+def test_a_temporary_file_is_always_a_new_one(
+    local: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planted: str
+) -> None:
+    monkeypatch.setattr("secrets.token_hex", lambda count: "0" * 2 * count)
+    (tmp_path / "mine").write_bytes(b"mine")
+    temp = tmp_path / "archive" / f".tmp-a.ogg.{'0' * 16}"
+    temp.parent.mkdir()
+    temp.symlink_to(tmp_path / "mine") if planted == "link" else temp.write_bytes(b"mine")
+    with pytest.raises(errors.StorageError):
+        save(local.store, b"OggS, not mine")
+    assert temp.read_bytes() == b"mine"
 
 
 def test_no_link_below_the_root_is_followed(local: Archive, tmp_path: Path) -> None:

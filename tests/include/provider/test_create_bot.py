@@ -104,6 +104,13 @@ def test_two_runs_for_one_meeting_share_its_bot(simulator: RunningSimulator) -> 
     assert bots(simulator) == 1
 
 
+def test_two_runs_at_one_moment_share_a_bot(simulator: RunningSimulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither run finds the other's bot, because it is not there yet when they look."""
+    monkeypatch.setattr("include.recall.client.RecallClient.find_bots", lambda self, metadata: [])
+    assert send(Context()) == send(Context())
+    assert bots(simulator) == 1
+
+
 def test_next_meeting_at_the_same_address_gets_its_own_bot(simulator: RunningSimulator) -> None:
     first = send(Context())
     simulator.advance(600)

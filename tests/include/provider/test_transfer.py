@@ -10,6 +10,7 @@ import pytest
 
 from include.archive import manifest as manifests
 from include.archive.audio import PcmFormat
+from include.archive.errors import StorageError
 from include.archive.stores import open_store
 from include.errors import CodedError
 from include.provider import transfer
@@ -190,6 +191,34 @@ def test_lost_receipts_are_read_from_the_archive(simulator: RunningSimulator, ro
     simulator.control("DELETE", "/journal")
     assert meeting.settle([]).parts == 200
     assert meeting.fetched() == []
+
+
+def test_an_artifact_that_is_gone_is_a_gap(simulator: RunningSimulator, root: Path) -> None:
+    meeting = Meeting(simulator, root, {"status": "failed", "sub_code": "codec", "parts": []}, {"parts": [part(1, 1)]})
+    assert meeting.run().outcome == "archived_with_gaps"
+    manifest = manifests.load(meeting.ends.store, meeting.folder)
+    assert manifest is not None
+    (gap,) = manifest.missing
+    assert (gap.artifact_id, gap.error_code) == (meeting.ids["artifacts"][0]["id"], "media_failed")
+    assert "codec" in gap.message
+
+
+def test_names_and_links_stay_out_of_keys_and_xcom(simulator: RunningSimulator, root: Path) -> None:
+    meeting = Meeting(simulator, root, {"parts": [part(1, 1, participant=person(1, "ada-example"))]})
+    (batch,) = meeting.plan()
+    receipts = meeting.archive(batch)
+    settled = meeting.settle(receipts)
+    left = json.dumps([batch.to_dict(), receipts, {**settled.to_dict(), "manifest_uri": ""}, meeting.stored()])
+    assert batch.recording_id in left
+    assert "ada" not in left
+    assert "://" not in left
+
+
+def test_a_bad_store_is_found_out_before_anything_is_fetched(simulator: RunningSimulator, root: Path) -> None:
+    meeting = Meeting(simulator, root, {"parts": [part(1, 1)]})
+    root.write_text("a file where the archive's folder should be")
+    with pytest.raises(StorageError):
+        meeting.plan()
 
 
 def test_nobody_spoke(simulator: RunningSimulator, root: Path) -> None:

@@ -312,10 +312,12 @@ class Trickle:
 
     def __init__(self, clock: Clock, amount: int, seconds: float) -> None:
         self.clock, self.amount, self.seconds, self.closed = clock, amount, seconds, False
+        self.reads = 0
 
     def read1(self, size: int, *, decode_content: bool) -> bytes:
         self.clock.now += self.seconds
-        return b"x" * min(size, self.amount)
+        self.reads += 1
+        return b"x" * min(size, self.amount) if self.reads <= 1000 else b""
 
     def close(self) -> None:
         self.closed = True
@@ -464,6 +466,14 @@ def test_a_public_name_with_a_private_address_is_refused(
     assert other_server.connections == 0
 
 
+def test_plain_http_is_for_allowed_hosts(media: MediaClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_up = resolving(monkeypatch, ["93.184.215.14"])
+    monkeypatch.setattr(transport, "create_connection", lambda *args, **kwargs: pytest.fail("connected"))
+    with pytest.raises(RecallHostNotAllowedError, match="without TLS"):
+        media.open(SignedLink(f"http://media.example.com/x{SECRET}"))
+    assert looked_up == []
+
+
 def test_the_address_that_was_checked_is_the_one_connected_to(
     media: MediaClient, other_server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -554,6 +564,7 @@ def test_allowed_hosts_may_be_ipv6(connect: Callable[..., MediaClient], entry: s
         ("169.254.169.254", False),
         ("::", False),
         ("::7f00:1", False),
+        ("64:ff9b::7f00:1", False),
         ("64:ff9b:1::7f00:1", False),
         ("2001:0:7f00:1::", False),
         ("fe80::1%lo", False),
