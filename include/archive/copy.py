@@ -123,6 +123,7 @@ class StoredPart:
     :param warnings: any of ``empty``, ``size_implausible``, ``odd_length``, ``pcm_format_assumed``,
         ``length_unverified``.
     :param pcm: rate, width and channels in the WAV header that was put in front; None where none was.
+    :param crc32: CRC-32 of the stored object in lower-case hex, to compare with the store's own; None where unknown.
     :param action: ``stored`` or ``already_present``.
     :param transferred: bytes read from the source, repetitions included.
     """
@@ -137,6 +138,7 @@ class StoredPart:
     verified_by: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     pcm: dict[str, int] | None = None
+    crc32: str | None = None
     action: str = "stored"
     transferred: int = 0
 
@@ -472,7 +474,7 @@ class _Copy:
         proof = self._proof(info, size=size, sha256=sha256, crc32=notes.get("crc32"))
         if proof is None:
             raise ContentConflictError(f"{self._store.uri(info.key)}: not the bytes that were noted when it was stored")
-        return self._part(
+        part = self._part(
             info.key,
             info.size,
             sha256,
@@ -482,6 +484,7 @@ class _Copy:
             [*verified_by, proof],
             action="already_present",
         )
+        return replace(part, crc32=notes.get("crc32"))
 
     def _read_again(self, info: ObjectInfo) -> StoredPart | None:
         """Describe an object of ours that a store took without a note of its hash, as S3 does with those of many parts.
@@ -493,13 +496,14 @@ class _Copy:
         header = wav_header(pcm, source_bytes) if pcm is not None else b""
         if info.size != len(header) + source_bytes + (len(wav_padding(source_bytes)) if header else 0):
             return None
-        stored, source, position = hashlib.sha256(), hashlib.sha256(), -len(header)
+        stored, source, crc32, position = hashlib.sha256(), hashlib.sha256(), 0, -len(header)
         for chunk in self._store.read(info.key):
             self._reader.check_stop()
             stored.update(chunk)
+            crc32 = zlib.crc32(chunk, crc32)
             source.update(memoryview(chunk)[max(0, -position) : max(0, source_bytes - position)])
             position += len(chunk)
-        return self._part(
+        part = self._part(
             info.key,
             info.size,
             stored.hexdigest(),
@@ -509,6 +513,7 @@ class _Copy:
             ["content-length" if "source-bytes" in info.metadata else "length_unverified", "read-back"],
             action="already_present",
         )
+        return replace(part, crc32=f"{crc32:08x}")
 
     def _attempt(self, existing: ObjectInfo | None) -> StoredPart:
         attempt = 0
@@ -547,13 +552,13 @@ class _Copy:
             notes["source-bytes"] = str(length)
         with self._store.write(key, media_type=kind.media_type, size=size, metadata=notes) as writer:
             digests = self._pump(head, header, writer)
-            part = self._checked(key, pcm, digests, first)
+            part = replace(self._checked(key, pcm, digests, first), crc32=f"{writer.crc32:08x}")
             self._reader.check_stop()
             try:
-                info = writer.commit(_evidence(part, writer.crc32))
+                info = writer.commit(_evidence(part))
             except AlreadyExistsError:
                 return self._compared(key, part)
-            proof = self._proof(info, size=part.bytes, sha256=part.sha256, crc32=f"{writer.crc32:08x}")
+            proof = self._proof(info, size=part.bytes, sha256=part.sha256, crc32=part.crc32)
             if proof is None:
                 writer.withdraw()
                 raise StoredBytesDifferError(f"{self._store.uri(key)}: the store kept other bytes than it was given")
@@ -686,11 +691,11 @@ def _wav_bytes(pcm: PcmFormat, data_bytes: int) -> int:
     return len(wav_header(pcm, data_bytes)) + data_bytes + len(wav_padding(data_bytes))
 
 
-def _evidence(part: StoredPart, crc32: int) -> dict[str, str]:
+def _evidence(part: StoredPart) -> dict[str, str]:
     """Return the notes by which a later run recognises the object without asking the source."""
     return {
         "sha256": part.sha256,
-        "crc32": f"{crc32:08x}",
+        "crc32": part.crc32 or "",
         "source-sha256": part.source_sha256,
         "source-bytes": str(part.source_bytes),
         "verified-by": ",".join(part.verified_by),

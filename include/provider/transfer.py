@@ -258,7 +258,7 @@ def settle(
     )
     owed += [
         {"artifact_id": str(problem.artifact_id), "part_id": str(problem.part_id), "code": f"object_{problem.kind}"}
-        for problem in manifests.check(ends.store, folder, manifest)
+        for problem in manifests.check(ends.store, folder, manifest, deep=True)
         if problem.kind != "extra"
     ]
     if owed:

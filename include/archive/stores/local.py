@@ -63,6 +63,7 @@ class LocalStore:
         """See :meth:`include.archive.stores.base.Store.preflight`."""
         with self.write("probe", media_type="application/x-empty", size=0):
             pass  # leaving without a commit takes it back
+        self.abort_stale("probe")  # those of runs that were killed here
 
     def stat(self, key: str) -> ObjectInfo | None:
         """See :meth:`include.archive.stores.base.Store.stat`."""

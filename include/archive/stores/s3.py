@@ -128,7 +128,7 @@ class S3Store:
         A write on the condition that the object has an impossible ETag must be refused, and then leaves nothing behind.
         Only where it succeeds is there an object for ``If-None-Match`` to refuse; a store that heeds that one will do.
         """
-        probe = f"{folder}/probe"
+        probe = f"{folder}/probe.bin"
         for operation, write in (("PutObject", self._probe_put), ("CompleteMultipartUpload", self._probe_upload)):
             if not write(probe, IfMatch=_NO_ETAG):
                 continue
@@ -140,6 +140,7 @@ class S3Store:
                     f"{self.uri('')}: the store ignores conditions on {operation} and could replace what is archived; "
                     "use a store that heeds If-None-Match, or a newer version of this one"
                 )
+        self.abort_stale(f"{folder}/probe")  # those of runs that were killed here
 
     def stat(self, key: str) -> ObjectInfo | None:
         """See :meth:`include.archive.stores.base.Store.stat`."""
@@ -208,13 +209,16 @@ class S3Store:
 
     def abort_stale(self, stem: str) -> int:
         """See :meth:`include.archive.stores.base.Store.abort_stale`."""
+        return self._abort_uploads(stem)
+
+    def _abort_uploads(self, stem: str, *, except_for: str | None = None) -> int:
         removed = 0
         pages = self._client.get_paginator("list_multipart_uploads")
         with self._errors("ListMultipartUploads", checked_key(stem)):
             for page in pages.paginate(Bucket=self._bucket, Prefix=f"{self._prefix}{stem}."):
                 for upload in page.get("Uploads", []):
                     key = upload["Key"][len(self._prefix) :]
-                    if is_of_stem(key, stem):
+                    if is_of_stem(key, stem) and upload["UploadId"] != except_for:
                         removed += self.abort_upload(key, upload["UploadId"])
         return removed
 
@@ -272,6 +276,9 @@ class S3Store:
                 ChecksumAlgorithm="CRC32",
                 ChecksumType="FULL_OBJECT",
             )
+        if reply["ResponseMetadata"].get("RetryAttempts"):
+            # The first answer may have been lost, and with it the id of an upload that nobody would ever end.
+            self._abort_uploads(key.rpartition(".")[0], except_for=reply["UploadId"])
         return reply["UploadId"]
 
     def upload_part(self, key: str, upload_id: str, number: int, data: bytes) -> CompletedPartTypeDef:
@@ -318,6 +325,13 @@ class S3Store:
         return True
 
     def _probe_upload(self, probe: str, **condition: str) -> bool:
+        for _ in range(_CONFLICT_ATTEMPTS):
+            # Another run that tidies up behind its own probe may take this one away.
+            with suppress(UploadLostError):
+                return self._probe_upload_once(probe, **condition)
+        raise StorageUnavailableError(f"{self.uri(probe)}: uploads disappear before they are complete")
+
+    def _probe_upload_once(self, probe: str, **condition: str) -> bool:
         upload_id = self.create_upload(probe, media_type="application/octet-stream", metadata={})
         try:
             part = self.upload_part(probe, upload_id, 1, b"\0")
@@ -362,6 +376,11 @@ class S3Store:
             raise _from_reply(error, f"{operation} {self.uri(key)}") from error
         except FlexibleChecksumError as error:
             raise IntegrityError(f"{self.uri(key)}: the bytes do not match the store's own checksum") from error
+        except RecursionError:
+            # botocore asks a store that answers with a redirect for the bucket's region, over and over.
+            raise WrongRegionError(
+                f"{operation} {self.uri(key)}: the store only redirects; check its region and endpoint"
+            ) from None
         except BotoCoreError as error:
             name = type(error).__name__
             kind = StorageDeniedError if name in _NO_CREDENTIALS else StorageUnavailableError

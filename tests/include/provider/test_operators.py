@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import threading
+import time
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +78,25 @@ def test_a_killed_task_stops_and_leaves_nothing(simulator: RunningSimulator, tmp
     assert context.error is not None
     assert context.error["code"] == "stopped"
     assert files(tmp_path / "archive") == []
+
+
+def test_a_killed_task_does_not_wait_for_a_silent_source(simulator: RunningSimulator, tmp_path: Path) -> None:
+    operator = archiver(found(simulator, size=2_000_000))
+    simulator.add_faults({"origin": "media", "action": {"stall": 1_500_000, "stall_seconds": 60}})
+    # As Airflow does on SIGTERM; seconds later it kills.
+    before = signal.signal(signal.SIGALRM, lambda number, frame: operator.on_kill())
+    signal.setitimer(signal.ITIMER_REAL, 2.0)
+    began = time.monotonic()
+    try:
+        with pytest.raises(CodedError) as caught:
+            operator.execute(Context())  # type: ignore[arg-type]
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        simulator.reset()
+    assert caught.value.code == "stopped"
+    assert time.monotonic() - began < 4.5
+    assert files(tmp_path / "archive") == []
+    operator.on_kill()  # once more, as after execution_timeout: there is nothing left to end
 
 
 def test_a_recording_is_announced_once(simulator: RunningSimulator) -> None:

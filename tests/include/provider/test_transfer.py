@@ -169,14 +169,16 @@ def test_receipts_alone_prove_nothing(simulator: RunningSimulator, root: Path) -
     assert "manifest.json" not in meeting.stored()
 
 
-def test_a_tampered_object_stops_the_manifest(simulator: RunningSimulator, root: Path) -> None:
+@pytest.mark.parametrize("tail", [b"\xa5", b"\x00\x00"], ids=["flipped", "longer"])
+def test_a_tampered_object_stops_the_manifest(simulator: RunningSimulator, root: Path, tail: bytes) -> None:
     meeting = Meeting(simulator, root, {"parts": [part(1, 1)]})
     (batch,) = meeting.plan()
     receipts = meeting.archive(batch)
     path = meeting.path / receipts[0]["stored"]["key"]
-    path.write_bytes(path.read_bytes()[:-1] + b"\x00\x00")
+    path.write_bytes(path.read_bytes()[:-1] + tail)
     with pytest.raises(CodedError):
         meeting.settle(receipts)
+    assert "manifest.json" not in meeting.stored()
     with pytest.raises(CodedError) as caught:
         meeting.archive(batch)
     assert caught.value.code == "content_conflict"
