@@ -290,6 +290,7 @@ class RecallArchiveParticipantOperator(BaseOperator):
         self.recall_conn_id = recall_conn_id
         self.aws_conn_id = aws_conn_id
         self._stop = threading.Event()
+        self._copying = False
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Copy the batch's parts."""
@@ -300,20 +301,34 @@ class RecallArchiveParticipantOperator(BaseOperator):
             ends = open_ends(self.recall_conn_id, self.aws_conn_id)
             batch = Batch(**self.batch)
             self.folder_url = folder_url(ends.store, batch.folder)
-            receipts = archive(
-                ends,
-                batch,
-                pcm=PcmFormat(
-                    rate=settings.PCM_RATE.get(), width=settings.PCM_WIDTH.get(), channels=settings.PCM_CHANNELS.get()
-                ),
-                stop=self._stop,
-                show=lambda label: show_label(context, label),
+            pcm = PcmFormat(
+                rate=settings.PCM_RATE.get(), width=settings.PCM_WIDTH.get(), channels=settings.PCM_CHANNELS.get()
             )
+            self._copying = True
+            try:
+                receipts = archive(
+                    ends,
+                    batch,
+                    pcm=pcm,
+                    stop=self._stop,
+                    show=lambda label: show_label(context, label),
+                )
+            finally:
+                self._copying = False
             return fit_for_xcom(receipts)
 
     def on_kill(self) -> None:
-        """End the copy: the loop that runs on after this sees it, takes back what it began, and fails."""
+        """End the copy, which takes back what it began and fails.
+
+        :raises StoppedError: out of whatever the copy is waiting for, since Airflow calls this from a signal handler
+            and kills the task a few seconds later, long before a silent source is given up.
+        """
+        from include.archive.errors import StoppedError
+
         self._stop.set()
+        if self._copying and threading.current_thread() is threading.main_thread():
+            self._copying = False
+            raise StoppedError("told to stop")
 
 
 class RecallSettleRecordingOperator(BaseOperator):
