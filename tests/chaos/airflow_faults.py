@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import requests
 
 from scripts.local_airflow import LocalAirflowError
-from tests.chaos.airflow_world import API_KEY, COPY, HASTY_DAG, Meeting, MissedError, World
+from tests.chaos.airflow_world import COPY, HASTY_DAG, Meeting, MissedError, World
 
 if TYPE_CHECKING:
     import random
@@ -210,13 +210,13 @@ def time_out(world: World, rng: random.Random) -> None:
     completed(world, meeting)
 
 
-def intervene(world: World, rng: random.Random) -> None:
+def intervene(world: World, rng: random.Random, *, clear: bool | None = None) -> None:
     meeting, rule = slow_first_part(world, rng, 40)
     run_id = world.trigger({"bot_id": meeting.bot_id})
     world.struck(rule)
     task = world.running(run_id, [COPY], 0)
     time.sleep(rng.uniform(1, 4))
-    clear = rng.random() < 0.5
+    clear = rng.random() < 0.5 if clear is None else clear
     if clear:
         world.clear(run_id, 0)
     else:
@@ -279,8 +279,8 @@ def bodies(world: World, meeting: Meeting, since: int) -> list[dict[str, Any]]:
     return [one for one in entries if one["origin"] == "media" and meeting.artifact_id in one["path"]]
 
 
-def lose_one_part(world: World, rng: random.Random) -> None:
-    meeting = world.meet(rng, people=5, each=10, sizes=[8_000, 12_001, 5_000])
+def lose_one_part(world: World, rng: random.Random, *, people: int = 5) -> None:
+    meeting = world.meet(rng, people=people, each=50 // people, sizes=[8_000, 12_001, 5_000])
     lost = rng.randrange(50)
     action = rng.choice(({"expired": True}, {"status": 403, "body": "no"}, {"status": 404, "body": "no"}))
     path = meeting.media_path(lost)
@@ -455,7 +455,7 @@ def bots(world: World, url: str) -> list[str]:
     found: list[str] = []
     page: str | None = f"{world.recall.base_url}/api/v1/bot/"
     while page:
-        listed = requests.get(page, headers={"Authorization": API_KEY}, timeout=30).json()
+        listed = requests.get(page, headers={"Authorization": world.recall.api_key}, timeout=30).json()
         number = url.rpartition("/")[2]
         found += [one["id"] for one in listed["results"] if number in str(one["meeting_url"])]
         page = listed["next"]

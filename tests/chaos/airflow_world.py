@@ -112,6 +112,16 @@ class World:
     _counter: int = field(init=False, default=0)
     _lock: threading.Lock = field(init=False, default_factory=threading.Lock)
 
+    @classmethod
+    def around(cls, airflow: LocalAirflow, recall: RunningSimulator, archive: str) -> World:
+        """Make a world of what runs already, and will run on; its shared components must be left alone.
+
+        :param archive: the address that the deployment archives to.
+        """
+        world = cls(airflow.home)
+        world.airflow, world.recall, world.archive = airflow, recall, archive
+        return world
+
     def __enter__(self) -> World:
         with contextlib.ExitStack() as starting:
             self.recall = starting.enter_context(running_simulator("--api-key", API_KEY, "--no-rate-limit"))
@@ -230,7 +240,7 @@ class World:
                 raise MissedError(f"{run_id} ended before one of {list(names)} was seen at work")
             return None
 
-        return self.await_(one, f"one of {list(names)} of {run_id} at work", 180, pause=0.2)
+        return self.await_(one, f"one of {list(names)} of {run_id} at work", 180, pause=0.4)
 
     def code(self, run_id: str, task_id: str, index: int = -1, dag: str = DAG) -> str | None:
         """Return the code with which a task gave up."""
@@ -310,7 +320,7 @@ class World:
             return None
 
         try:
-            return self.await_(one, f"the rule {name}", timeout, pause=0.1)
+            return self.await_(one, f"the rule {name}", timeout, pause=0.3)
         except TimeoutError as error:
             raise MissedError(str(error)) from None
 
