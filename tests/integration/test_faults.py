@@ -1,0 +1,43 @@
+"""Faults from `python -m tests.chaos.airflow_campaign`: those of single runs, side by side, in the shared Airflow."""
+
+from __future__ import annotations
+
+import random
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.chaos import airflow_faults
+from tests.chaos.airflow_world import World
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Future
+    from pathlib import Path
+
+    from include.simulator.process import RunningSimulator
+    from scripts.local_airflow import LocalAirflow
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
+
+SCHEDULES: dict[str, Callable[[World, random.Random], None]] = {
+    "task killed": airflow_faults.kill_task_in_transfer,
+    "cleared at work": partial(airflow_faults.intervene, clear=True),
+    "cleared after success": airflow_faults.clear_after_success,
+    "triggered twice at once": airflow_faults.trigger_twice,
+    "one part of fifty lost": partial(airflow_faults.lose_one_part, people=2),
+}
+
+
+@pytest.fixture(scope="module")
+def played(airflow: LocalAirflow, simulator: RunningSimulator, archive: Path) -> dict[str, Future[None]]:
+    world = World.around(airflow, simulator, archive.as_uri())
+    with ThreadPoolExecutor(len(SCHEDULES)) as pool:
+        return {name: pool.submit(run, world, random.Random(name)) for name, run in SCHEDULES.items()}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_archive_is_right_whatever_happens(name: str, played: dict[str, Future[None]]) -> None:
+    played[name].result()
