@@ -38,6 +38,37 @@ def test_a_store_that_ignores_conditions_is_refused(flag: str) -> None:
         assert not server.state()["uploads"]
 
 
+def test_what_killed_trials_left_is_removed(tmp_path: Path, bucket: Archive, strict: Process) -> None:
+    (tmp_path / ".tmp-probe.0123456789abcdef").write_bytes(b"")
+    LocalStore(root=tmp_path).preflight(FOLDER)
+    assert list(tmp_path.iterdir()) == []
+    assert isinstance(bucket.store, S3Store)
+    bucket.store.create_upload(f"{FOLDER}/probe.bin", media_type="x", metadata={})
+    bucket.store.preflight(FOLDER)
+    assert strict.state()["uploads"] == []
+
+
+def test_an_upload_whose_id_was_lost_is_removed(bucket: Archive, strict: Process) -> None:
+    """The store began an upload, its answer never came, and the library asked for another one."""
+    strict.faults({"operation": "CreateMultipartUpload", "action": "drop", "when": "after"})
+    assert isinstance(bucket.store, S3Store)
+    kept = bucket.store.create_upload(f"{FOLDER}/a.ogg", media_type="x", metadata={})
+    assert [upload["upload_id"] for upload in strict.state()["uploads"]] == [kept]
+
+
+def test_trials_side_by_side_disturb_nobody(bucket: Archive, strict: Process) -> None:
+    """One takes the other's upload away; that one tries again."""
+    strict.faults({"operation": "UploadPart", "action": "error", "code": "NoSuchUpload"})
+    bucket.store.preflight(FOLDER)
+    assert strict.state()["uploads"] == []
+
+
+def test_a_store_that_only_redirects(bucket: Archive, strict: Process) -> None:
+    strict.faults({"operation": ".*", "action": "error", "code": "PermanentRedirect", "status": 301, "times": None})
+    with pytest.raises(errors.WrongRegionError):
+        bucket.store.stat(f"{FOLDER}/a.ogg")
+
+
 def test_a_local_archive_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: Any, **more: Any) -> int:
         raise PermissionError(13, "Permission denied")
