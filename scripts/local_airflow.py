@@ -31,6 +31,7 @@ COMPONENTS: Mapping[str, tuple[str, ...]] = {
     "scheduler": ("scheduler", "--skip-serve-logs"),
     "triggerer": ("triggerer", "--skip-serve-logs"),
 }
+DATABASE = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
 FINISHED = frozenset({"success", "failed"})
 
 
@@ -111,7 +112,11 @@ class LocalAirflow:
         :return: its process id.
         """
         command = [sys.executable, "-m", "airflow", *COMPONENTS[name]]
-        return self._group.start(name, command, env=self.env, cwd=self.home, log=self.logs / f"{name}.log").pid
+        env = dict(self.env)
+        if name == "api-server":
+            # It writes its audit log on the event loop, which a request needs that has the turn and is about to end.
+            env[DATABASE] = env[DATABASE].replace("timeout=60", "timeout=3")
+        return self._group.start(name, command, env=env, cwd=self.home, log=self.logs / f"{name}.log").pid
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
         """Send a signal to one component and wait until it is gone.
@@ -335,7 +340,7 @@ class LocalAirflow:
             "AIRFLOW__API__SECRET_KEY": secret["api_secret_key"],
             "AIRFLOW__API_AUTH__JWT_SECRET": secret["jwt_secret"],
             # One writer at a time: on a busy machine a turn can take longer than SQLite's own five seconds.
-            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.home / 'airflow.db'}?timeout=60",
+            DATABASE: f"sqlite:///{self.home / 'airflow.db'}?timeout=60",
             "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "30",
             "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(self.home / "logs"),
             "AIRFLOW__LOGGING__LOGGING_LEVEL": log_level,
