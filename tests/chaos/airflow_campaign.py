@@ -43,7 +43,7 @@ SHARE = {
 }
 """How often each kind is among sixty schedules."""
 
-SIDE_BY_SIDE = 6
+SIDE_BY_SIDE = 7
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Round:
             return False
         if kind.harm is not None or self.kind is not None:
             return one.kind == self.kind
-        return not (kind.sends_bot and any(KINDS[each.kind].sends_bot for each in self.schedules))
+        return not any(kind.spoils and KINDS[each.kind].spoils for each in self.schedules)
 
 
 def _plan() -> list[tuple[str, str]]:

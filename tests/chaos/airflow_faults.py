@@ -32,13 +32,13 @@ class Kind:
     :param title: what goes wrong.
     :param run: one schedule from its start to its checks.
     :param harm: done once for the whole round, while its runs are in flight.
-    :param sends_bot: its rules apply to whoever sends a bot, so only one of these is in a round.
+    :param spoils: its rules strike whoever sends a bot next, so only one of these is in a round.
     """
 
     title: str
     run: Callable[[World, random.Random], None]
     harm: Callable[[World, random.Random, Flight], None] | None = None
-    sends_bot: bool = False
+    spoils: bool = False
 
 
 class Flight:
@@ -420,6 +420,7 @@ def kill_while_sending(world: World, rng: random.Random) -> None:
     rule = world.spoil("api", "^/api/v1/bot/", action, method="POST")
     url = meeting_url(rng)
     run_id = world.trigger({"meeting_url": url})
+    world.running(run_id, ["send_bot"])
     world.struck(rule, answered=done)
     if not world.kill_task(world.running(run_id, ["send_bot"])):
         raise MissedError("the bot was sent before the task was killed")
@@ -474,8 +475,8 @@ KINDS: dict[str, Kind] = {
     "E13": Kind("cleared after success", clear_after_success),
     "E14": Kind("one part of fifty lost", lose_one_part),
     "E20": Kind("pool of one or two slots", beside_others(many_people), few_slots),
-    "F01": Kind("answer to a new bot lost", lose_the_answer, sends_bot=True),
-    "F02": Kind("killed while sending a bot", kill_while_sending, sends_bot=True),
-    "F05": Kind("two runs send a bot at once", send_twice, sends_bot=True),
+    "F01": Kind("answer to a new bot lost", lose_the_answer, spoils=True),
+    "F02": Kind("killed while sending a bot", kill_while_sending, spoils=True),
+    "F05": Kind("two runs send a bot at once", send_twice),
     "B21": Kind("triggerer killed again and again", beside_others(still_running(40)), kill_triggerer_again_and_again),
 }

@@ -271,7 +271,7 @@ class World:
             try:
                 return call()
             except (LocalAirflowError, requests.RequestException, json.JSONDecodeError) as error:
-                refused = re.search(r"HTTP 4\d\d", str(error))
+                refused = re.search(r"HTTP 4(?!04)", str(error))
                 if refused or time.monotonic() > deadline:
                     raise
             time.sleep(0.5)
