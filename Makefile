@@ -1,6 +1,6 @@
 # Every path here is relative, so the project may live in a folder with spaces in its name.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format lock simulator clean
+.PHONY: help setup run test saboteurs lint format lock simulator clean
 
 export PYTHONPATH := $(CURDIR)
 # The same text in and out, whatever the locale.
@@ -19,6 +19,9 @@ run: setup ## start Airflow and archive one meeting (see README for an account's
 
 test: setup ## run all tests (ARGS=... is handed to pytest)
 	@$(PY) -m pytest -q --durations=10 $(ARGS)
+
+saboteurs: setup ## break the code on purpose, in a copy, and see that a test notices (ONLY=id for one)
+	@$(PY) -m tests.saboteurs.run $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
 lint: setup ## check style, types and pins
 	@$(PY) -m ruff check .

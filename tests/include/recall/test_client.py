@@ -571,6 +571,18 @@ def test_neither_logs_nor_errors_show_the_key_or_a_query(
     assert KEY not in shown(failed.value) + repr(client)
 
 
+def test_what_the_library_says_of_a_failure_does_not_hang_on_ours(
+    connect: Callable[..., RecallClient], shown: Shown
+) -> None:
+    """Its text for a refused connection repeats the path and the query."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        free = listener.getsockname()[1]
+    recording_id = "CANARY"
+    with pytest.raises(RecallRequestError, match="refused") as caught:
+        connect(base_url=f"http://127.0.0.1:{free}").list_audio_separate(recording_id)
+    assert "CANARY" not in shown(caught.value)
+
+
 class Budget:
     def __init__(self, *waits: float) -> None:
         self.waits = list(waits)
