@@ -301,11 +301,9 @@ class World:
 
     def use_up(self, name: str, path: str) -> None:
         """End a rule on a part's body by asking for it until the true answer comes."""
-        while True:
-            (rule,) = [one for one in self.recall.control("GET", "/faults")["rules"] if one["name"] == name]
-            if rule["applied"] >= rule["times"]:
-                return
-            requests.get(f"http://{self.recall.media_host}/{path}?", timeout=10, allow_redirects=False)
+        (rule,) = [one for one in self.recall.control("GET", "/faults")["rules"] if one["name"] == name]
+        for _ in range(rule["times"] - rule["applied"]):
+            requests.get(f"http://{self.recall.media_host}/{path}?unsigned=1", timeout=10, allow_redirects=False)
 
     def struck(self, name: str, timeout: float = 120, *, answered: bool = False) -> dict[str, Any]:
         """Wait until a rule of the simulator has struck; return the request.
