@@ -4,31 +4,47 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from typing import TYPE_CHECKING
+
+import pytest
 
 from include.provider.hook import get_store
 from tests.strict_s3.process import Process as StrictS3
 
 if TYPE_CHECKING:
-    import pytest
+    from collections.abc import Iterator
 
 AUDIO = b"these are samples"
 
 
-def test_audio_is_not_logged_at_any_level(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    with StrictS3() as s3:
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[StrictS3]:
+    with StrictS3() as server:
         aws = {
             "conn_type": "aws",
-            "login": s3.access_key,
-            "password": s3.secret_key,
-            "extra": {"endpoint_url": s3.endpoint, "region_name": s3.region},
+            "login": server.access_key,
+            "password": server.secret_key,
+            "extra": {"endpoint_url": server.endpoint, "region_name": server.region},
         }
         monkeypatch.setenv("AIRFLOW_CONN_AWS_DEFAULT", json.dumps(aws))
-        monkeypatch.setenv("AIRFLOW_VAR_RECALL_ARCHIVE_URI", f"s3://{s3.bucket}/audio")
-        caplog.set_level(logging.DEBUG)
-        with get_store().write("some/key", media_type="audio/wav", size=len(AUDIO), metadata={}) as writer:
-            writer.write(memoryview(AUDIO))
-            writer.commit({})
-        assert s3.state()["objects"]
+        monkeypatch.setenv("AIRFLOW_VAR_RECALL_ARCHIVE_URI", f"s3://{server.bucket}/audio")
+        yield server
+
+
+def test_signatures_are_not_logged_at_any_level(s3: StrictS3, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    assert get_store().put_if_absent("some/key", AUDIO, "audio/wav")
+    assert "/audio/some/key" in caplog.text, "botocore did log"
+    assert not re.search(r"(?i)signature[=:]\s*[0-9a-f]{64}", caplog.text)
+    assert s3.secret_key not in caplog.text
+
+
+def test_audio_is_not_logged_at_any_level(s3: StrictS3, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    with get_store().write("some/key", media_type="audio/wav", size=len(AUDIO), metadata={}) as writer:
+        writer.write(memoryview(AUDIO))
+        writer.commit({})
+    assert s3.state()["objects"]
     assert caplog.records
     assert AUDIO.decode() not in caplog.text
