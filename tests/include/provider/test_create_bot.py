@@ -124,7 +124,12 @@ def test_no_bots_to_spare_is_asked_again_with_a_new_key(
     simulator: RunningSimulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(operators.time, "sleep", pauses.append)
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        assert len(pauses) < 9, "it asks for ever"
+
+    monkeypatch.setattr(operators.time, "sleep", pause)
     refusal = {"status": 507, "headers": {"Retry-After": "20"}, "body": {"detail": "none"}}
     simulator.add_faults({"origin": "api", "method": "POST", "times": 2, "action": refusal})
     send(Context())
