@@ -20,9 +20,13 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.chaos.airflow_faults import FLIGHTS, KINDS, Flight
 from tests.chaos.airflow_world import MissedError, Secrets, World
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SHARE = {
     "E01": 10,
@@ -136,13 +140,13 @@ class Campaign:
             if harm is not None:
                 harming = ThreadPoolExecutor(1)
                 harmed = harming.submit(harm, self.world, random.Random(one.schedules[0].seed), flight)
-            for each in waiting:
-                each.result()
+            for attempt in waiting:
+                attempt.result()
             flight.over.set()
         if harm is not None:
             error = harmed.exception()
             harming.shutdown()
-            self._revive()
+            self.world.revive()
             if error is not None:
                 for each in one.schedules:
                     self.count(each.kind, "skipped" if isinstance(error, MissedError) else "failed", "passed")
@@ -166,10 +170,10 @@ class Campaign:
         else:
             self.count(schedule.kind, "passed")
 
-    def _guard(self, kind: str, check: object) -> None:
+    def _guard(self, kind: str, check: Callable[[], None]) -> None:
         self.count(kind, "attempted")
         try:
-            check()  # type: ignore[operator]
+            check()
         except Exception as error:
             self.count(kind, "failed")
             self.note(f"{kind} after round {self._number}", error)
@@ -186,13 +190,6 @@ class Campaign:
     def _no_secrets(self) -> None:
         hits = self.secrets.hits()
         assert not hits, f"secrets: {hits}"
-
-    def _revive(self) -> None:
-        """Start what a round left dead, so that the next one finds a whole Airflow."""
-        for name in list(self.world.airflow.pids):
-            if self.world.airflow._group.processes[name].poll() is not None:
-                self.world.start_component(name)
-        self.world.airflow.wait_until_healthy()
 
     def count(self, kind: str, what: str, instead: str | None = None) -> None:
         score = self.score.setdefault(kind, Counter())

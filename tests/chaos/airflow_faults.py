@@ -106,26 +106,19 @@ def kill_task_at_random(world: World, rng: random.Random) -> None:
     archived(world, meeting, run_id)
 
 
-def held_call(world: World, rng: random.Random) -> tuple[Meeting, int, str]:
-    """Start a run and hold one of its calls to the store, or one of its transfers; return whose task it is."""
-    big = rng.random() < 0.5
-    meeting = world.meet(rng, people=2, sizes=[9 * MIB + 77 if big else 120_000, 50_001])
-    if world.archive.startswith("s3:"):
-        calls = ["CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"] if big else ["PutObject"]
-        world.hold(rng.choice(calls), meeting.key(meeting.people[0]), rng.choice(("before", "after")), skip=0)
-    return meeting, 0, "s3" if world.archive.startswith("s3:") else "file"
-
-
 def kill_task_at_a_call(world: World, rng: random.Random) -> None:
     if not world.archive.startswith("s3:"):
         return kill_task_in_transfer(world, rng)
     if rng.random() < 0.25:
         return kill_settling_at_its_write(world, rng)
-    meeting, index, _ = held_call(world, rng)
-    key = meeting.key(meeting.people[index])
+    big = rng.random() < 0.5
+    meeting = world.meet(rng, people=2, sizes=[9 * MIB + 77 if big else 120_000, 50_001])
+    key = meeting.key(meeting.people[0])
+    calls = ["CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"] if big else ["PutObject"]
+    world.hold(rng.choice(calls), key, rng.choice(("before", "after")))
     run_id = world.trigger({"bot_id": meeting.bot_id})
     number = world.held(key)
-    if not world.kill_task(world.running(run_id, [COPY], index)):
+    if not world.kill_task(world.running(run_id, [COPY], 0)):
         raise MissedError("the task ended while its call was held")
     time.sleep(rng.choice((0.0, 0.0, 3.0, 25.0)))
     world.release(number, drop=rng.random() < 0.3)
@@ -226,7 +219,7 @@ def intervene(world: World, rng: random.Random, *, clear: bool | None = None) ->
     state = world.finish(run_id)
     assert state == ("success" if clear else "failed"), f"{run_id} ended as {state}: {reasons(world, run_id)}"
     assert clear or world.code(run_id, "settle", 0) == "parts_owed"
-    assert world._ours(task["pid"]) is None, "the task runs on"
+    assert world.ours(task["pid"]) is None, "the task runs on"
     if not clear:
         world.check(meeting.recording_id, settled=False, missing=1)
         completed(world, meeting)

@@ -356,16 +356,16 @@ class World:
 
     def kill_task(self, task: dict[str, Any]) -> bool:
         """Kill a task's own process; tell whether it was still there."""
-        process = self._ours(task["pid"])
+        process = self.ours(task["pid"])
         return process is not None and _kill(process)
 
     def kill_supervisor(self, task: dict[str, Any]) -> bool:
         """Kill the worker that looks after a task, so that the task lives on without it."""
-        process = self._ours(task["pid"])
+        process = self.ours(task["pid"])
         if process is None:
             return False
         worker = process.parent()
-        if worker is None or worker.pid in self.airflow.pids.values() or self._ours(worker.pid) is None:
+        if worker is None or worker.pid in self.airflow.pids.values() or self.ours(worker.pid) is None:
             return False
         killed = _kill(worker)
         if killed:
@@ -385,10 +385,17 @@ class World:
         self.airflow.start_component(name)
         self._note_sessions()
 
+    def revive(self) -> None:
+        """Start whatever component is dead."""
+        for name, pid in self.airflow.pids.items():
+            if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                self.start_component(name)
+        self.airflow.wait_until_healthy()
+
     def _note_sessions(self) -> None:
         self._sessions |= set(self.airflow.pids.values())
 
-    def _ours(self, pid: int) -> psutil.Process | None:
+    def ours(self, pid: int) -> psutil.Process | None:
         """Return the process if it belongs to this Airflow: nothing else is ever killed."""
         try:
             return psutil.Process(pid) if os.getsid(pid) in self._sessions | set(self.airflow.pids.values()) else None
