@@ -19,7 +19,7 @@ QUICK = ("retry-retries-permanent", "layout-takes-hostile-ids")
 
 
 @functools.cache
-def tests_in(file: str) -> frozenset[str]:
+def functions_of(file: str) -> frozenset[str]:
     tree = ast.parse((run.ROOT / file).read_text("utf-8"))
     return frozenset(node.name for node in tree.body if isinstance(node, ast.FunctionDef))
 
@@ -44,7 +44,7 @@ def test_a_saboteur_fits(saboteur: run.Saboteur) -> None:
     assert len({test.partition("::")[0] for test in saboteur.tests}) <= 2
     for test in saboteur.tests:
         file, _, name = test.partition("::")
-        assert name.partition("[")[0] in tests_in(file), test
+        assert name.partition("[")[0] in functions_of(file), test
 
 
 def test_every_promise_has_a_saboteur() -> None:
