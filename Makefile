@@ -1,6 +1,6 @@
 # Every path here is relative, so the project may live in a folder with spaces in its name.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test saboteurs lint format lock simulator clean
+.PHONY: help setup run test chaos saboteurs lint format lock simulator clean
 
 export PYTHONPATH := $(CURDIR)
 # The same text in and out, whatever the locale.
@@ -22,6 +22,10 @@ test: setup ## run all tests (ARGS=... is handed to pytest)
 
 saboteurs: setup ## break the code on purpose, in a copy, and see that a test notices (ONLY=id for one)
 	@$(PY) -m tests.saboteurs.run $(if $(ONLY),--only $(ONLY)) $(ARGS)
+
+chaos: setup ## kill, cut and starve hundreds of runs and judge what they leave (SEED=... plays one again)
+	@$(PY) -m tests.chaos.campaign --schedules 500 $(ARGS)
+	@$(PY) -m tests.chaos.airflow_campaign --schedules 60
 
 lint: setup ## check style, types and pins
 	@$(PY) -m ruff check .

@@ -32,6 +32,8 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+log = logging.getLogger(__name__)
+
 RETRY_DELAY = 0.1
 LONGEST_RETRY_DELAY = 10.0
 
@@ -143,7 +145,7 @@ class Run:
             try:
                 return call(operator, context)
             except Exception as error:
-                logging.exception("Task %s failed on try %d", task_id, number)
+                log.exception("Task %s failed on try %d", task_id, number)
                 code = error.code if isinstance(error, CodedError) else f"untyped {type(error).__name__}"
                 decision = self.policy.evaluate(error, number, tries)
                 if number == tries or self.stopping or decision.action.value == "fail":
