@@ -212,7 +212,7 @@ def test_names_and_links_stay_out_of_keys_and_xcom(simulator: RunningSimulator, 
     settled = meeting.settle(receipts)
     left = json.dumps([batch.to_dict(), receipts, {**settled.to_dict(), "manifest_uri": ""}, meeting.stored()])
     assert batch.recording_id in left
-    assert "ada" not in left
+    assert "ada-example" not in left
     assert "://" not in left
 
 
