@@ -510,7 +510,9 @@ class Secrets:
             self.searched += len(data)
             found += [f"{name}: {needle.decode()}" for needle in _NEEDLES if needle in data]
             found += [f"{name}: {one.group()[:40]!r}" for one in _SIGNED.finditer(data)]
-            found += [f"{name}: a link's {run[:12]!r}" for run in _RUNS.findall(data) if run[:HEAD] in tails]
+            for run in _RUNS.findall(data):
+                pieces = _JOINTS.split(run) if b"%" in run or b"u00" in run else (run,)
+                found += [f"{name}: a link's {one[:12]!r}" for one in pieces if one[:HEAD] in tails]
         return found[:20]
 
     def _tails(self) -> set[bytes]:
@@ -547,6 +549,7 @@ class Secrets:
 
 HEAD = 18
 _RUNS = re.compile(rb"[A-Za-z0-9+/_%%.-]{%d,}" % HEAD)
+_JOINTS = re.compile(rb"%3D|%26|u003d|u0026")
 _NEEDLES = [
     form
     for secret in (API_KEY.encode(), STORAGE_SECRET.encode())
