@@ -778,6 +778,8 @@ def main() -> int:
         for seed in seeds:
             yield plan(seed, stores=stores, only=names[seed % len(names)] if names else None)
 
+    # Told to end, it ends what it has started first.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     tally = Tally(verbose=again or options.verbose)
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     if again:
