@@ -29,6 +29,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import boto3
+
 from include.simulator.process import RunningSimulator, running_simulator
 from tests.chaos.oracle import Bucket, Evidence, Finished, Folder, Problem, Stored, judge, secrets_of
 from tests.chaos.schedule import KINDS, SINK, Schedule, plan
@@ -618,8 +620,19 @@ class Game:
             else b"x" * 99
         )
         if self._s3 is not None:
-            given: dict[str, Any] = {"key": f"archive/{key}", "replace_base64": base64.b64encode(other).decode()}
-            self._s3.control("POST", "tamper", {**given, "metadata": {}} if how == "foreign" else given)
+            # A write like any other, so that the store's own checksum is that of the other bytes.
+            notes = self._s3.state()["objects"][f"archive/{key}"]["metadata"]
+            self._remove(key)
+            client = boto3.client(
+                "s3",
+                endpoint_url=self._s3.endpoint,
+                region_name=self._s3.region,
+                aws_access_key_id=STORAGE_KEY,
+                aws_secret_access_key=STORAGE_SECRET,
+            )
+            client.put_object(
+                Bucket=BUCKET, Key=f"archive/{key}", Body=other, Metadata={} if how == "foreign" else notes
+            )
         elif how == "foreign":
             (self._folder / "archive" / key).unlink()
             (self._folder / "archive" / key).write_bytes(other)
