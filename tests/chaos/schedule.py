@@ -897,7 +897,7 @@ storage(
     "D17 manifest refused once", "retry", operation="PutObject", action="error", code="InternalError", key="manifest"
 )
 storage("D17 manifest's answer lost", "retry", operation="PutObject", action="drop", when="after", key="manifest")
-storage("D22 read cut", "shape", operation="GetObject", action="cut", bytes=100)
+storage("D22 read cut", "retry", operation="GetObject", action="cut", bytes=100)
 storage("D22 slow store", "retry", operation=_WRITES, action="delay", seconds=0.5, times=2)
 
 
