@@ -289,15 +289,18 @@ def publish(store: Store, folder: str, manifest: Manifest) -> bool:
     :return: True when it was written, False when one that says the same was there.
     :raises ManifestConflictError: when a different one was there; it is left as it is.
     """
-    key = f"{folder}/{MANIFEST_NAME}"
-    if store.put_if_absent(key, manifest.to_bytes(), MANIFEST_MEDIA_TYPE):
-        # What a killed writer of the same manifest left behind.
-        store.abort_stale(key.rpartition(".")[0])
+    if store.put_if_absent(f"{folder}/{MANIFEST_NAME}", manifest.to_bytes(), MANIFEST_MEDIA_TYPE):
+        tidy(store, folder)
         return True
     existing = load(store, folder)
     if existing is not None and existing.says_the_same(manifest):
         return False
     raise ManifestConflictError(f"{store.uri(folder)}: a different manifest is already there and stays as it is")
+
+
+def tidy(store: Store, folder: str) -> None:
+    """Remove what killed writers of a manifest that is there now have left beside it."""
+    store.abort_stale(f"{folder}/{MANIFEST_NAME}".rpartition(".")[0])
 
 
 def load(store: Store, folder: str) -> Manifest | None:

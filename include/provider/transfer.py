@@ -86,7 +86,10 @@ def already_settled(store: Store, folder: str) -> Settled | None:
     problems = [one for one in manifests.check(store, folder, manifest) if one.kind != "extra"]
     for problem in problems:
         log.warning("%s/%s is %s: %s", folder, problem.key, problem.kind, problem.detail)
-    return None if problems else _settled(store, folder, manifest)
+    if problems:
+        return None
+    manifests.tidy(store, folder)
+    return _settled(store, folder, manifest)
 
 
 def plan(ends: Ends, recordings: Iterable[tuple[str, str]]) -> list[Batch]:

@@ -132,6 +132,15 @@ def test_settled_recordings_cost_nothing(simulator: RunningSimulator, root: Path
     assert meeting.fetched() == []
 
 
+def test_what_a_killed_writer_of_the_manifest_left_is_removed(simulator: RunningSimulator, root: Path) -> None:
+    """Killed between giving the manifest its name and dropping the temporary one."""
+    meeting = Meeting(simulator, root, {"parts": [part(1, 1)]})
+    settled = meeting.run()
+    (meeting.path / ".tmp-manifest.json.0123456789abcdef").hardlink_to(meeting.path / "manifest.json")
+    assert transfer.already_settled(meeting.ends.store, meeting.folder) == settled
+    assert len(meeting.stored()) == 2
+
+
 def test_an_object_that_disappeared_is_fetched_again(simulator: RunningSimulator, root: Path) -> None:
     meeting = Meeting(simulator, root)
     meeting.run()
