@@ -257,7 +257,7 @@ def hurry() -> None:
 
     client.RecallClient = Client  # type: ignore[misc]
     media.MediaClient = Media  # type: ignore[misc]
-    transfer.archive_body = partial(copy.archive_body, backoff=0.04)
+    vars(transfer)["archive_body"] = partial(copy.archive_body, backoff=0.04)
     operators.show_label = lambda context, label: None
 
 
@@ -366,10 +366,14 @@ def serve() -> int:
     import boto3
     import jsonschema  # noqa: F401
 
+    # All that a run imports, so that all runs are of one version of the code even while it is being changed.
     import include.archive.manifest
+    import include.provider.hook
     import include.provider.operators
     import include.provider.sensors
-    import include.recall.media  # noqa: F401
+    import include.provider.transfer
+    import include.recall.client
+    import include.recall.watch  # noqa: F401
 
     boto3.session.Session()  # its own imports are the slow ones
     include.archive.manifest._validator()

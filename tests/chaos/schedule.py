@@ -484,7 +484,7 @@ def _(draft: Draft) -> None:
 
 @kind("B07 one artifact failed", "shape", alone=True)
 def _(draft: Draft) -> None:
-    lost = {"id": draft.uuid(), "format": "raw", "status": "failed", "sub_code": "made_up"}
+    lost: dict[str, Any] = {"id": draft.uuid(), "format": "raw", "status": "failed", "sub_code": "made_up"}
     lost["parts"] = [draft.part({"id": 1, "name": "Person 0"}, "raw", 3000, relative=1.0)]
     draft.meeting["recordings"][0]["artifacts"].append(lost)
     draft.made.gone.append(lost["id"])
