@@ -440,12 +440,12 @@ class World:
         :param missing: so many parts are known not to be stored.
         """
         truth = self.recall.control("GET", f"/truth/{recording_id}")
-        outcome = {"state": "success" if settled else "failed"}
-        # What a failed run keeps it says by task, in XCom, and not all in one place as the oracle would have it.
-        evidence = oracle.Evidence([truth], [oracle.Finished(0, outcome)], codes=[] if settled else ["*"])
         archive = self.view(recording_id)
         objects = archive.objects()
-        problems = [one for one in oracle.judge(archive, evidence) if one.kind != "outcome"]
+        outcome = {"state": "success" if settled else "failed", "code": "parts_owed"}
+        evidence = oracle.Evidence([truth], [oracle.Finished(0, outcome)], codes=[] if settled else [outcome["code"]])
+        # A failed run says by task, in XCom, what it keeps, and not all in one place as the oracle would have it.
+        problems = [one for one in oracle.judge(archive, evidence) if settled or one.kind != "unreported"]
         assert not problems, "; ".join(f"{one.kind}: {one.detail}" for one in problems)
         parts = sum(not key.endswith("/manifest.json") for key in objects)
         expected = sum(len(artifact["parts"]) for artifact in truth["artifacts"]) - missing
@@ -519,8 +519,9 @@ class Secrets:
         """Return the beginnings of all secret values of all links, as they stand in a link and decoded."""
         links = self._world.links
         values: set[str] = set()
-        for line in links.read_text().splitlines() if links.exists() else ():
-            self.links += 1
+        lines = links.read_text().splitlines() if links.exists() else []
+        self.links = len(lines)
+        for line in lines:
             query = urlsplit(line).query
             for name, value in parse_qsl(query):
                 if name.lower() in ("token", "signature", "x-amz-security-token"):
