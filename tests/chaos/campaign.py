@@ -448,12 +448,13 @@ class Game:
         self.until_it_ends()
 
     def _kill(self, after: list[float]) -> None:
-        self._single = False
+        self._single = self._script_struck = False
         for seconds in after:
             engine = self.start()
             engine.ended.wait(seconds)
             engine.signal(signal.SIGKILL)
             self._snapshot_after(engine)
+            self._script_struck |= engine.status == -signal.SIGKILL
         self.until_it_ends()
 
     def _killed(self, faults: list[str]) -> None:
@@ -534,7 +535,9 @@ class Game:
         """Kill the process while the S3 server holds one of its requests, before or after doing the work."""
         assert self._s3 is not None
         self._single = False
-        self._s3.faults({"operation": operation, "action": "hold", "when": when, "skip": skip, "seconds": 30})
+        rule = {"operation": operation, "action": "hold", "when": when, "skip": skip, "seconds": 30}
+        # The trial of the store is refused what it asks for, as it wants.
+        self._s3.faults(rule if operation == ".*" else {**rule, "key": "^(?!.*/probe)"})
         engine = self.start()
         held = self._wait_for(lambda: bool(self._s3 and self._s3.control("GET", "held")) or engine.ended.is_set())
         engine.signal(signal.SIGKILL)

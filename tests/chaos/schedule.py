@@ -772,7 +772,7 @@ def _(draft: Draft) -> None:
 def _(draft: Draft) -> None:
     name = draft.random.choice(["mkdir", "open", "write", "setxattr", "fchmod", "fsync", "link", "unlink", "close"])
     when = draft.random.choice(["kill-before", "kill-after"])
-    draft.run("killed", faults=[f"{name}:{draft.random.randint(1, 5)}:{when}"])
+    draft.run("killed", faults=[f"{name}:{draft.random.randint(1, 2)}:{when}"])
 
 
 @kind("D21 killed at the link", "drive", stores=FILE)
@@ -918,11 +918,13 @@ for _server in ("no-conditions", "no-conditions-on-complete"):
 def _(draft: Draft) -> None:
     if draft.random.random() < 0.6:
         draft.victim(PART + draft.random.randint(1, 3 * MIB))
+    when = draft.random.choice(["before", "after"])
     draft.run(
         "held",
-        when=draft.random.choice(["before", "after"]),
-        skip=draft.random.randint(0, 8),
-        operation=draft.random.choice([".*", ".*", f"Create.*|{_WRITES}"]),
+        when=when,
+        # What is refused has no moment after it was done.
+        operation=".*" if when == "before" else f"List.*|CreateMultipartUpload|{_WRITES}",
+        skip=draft.random.randint(0, 8 if when == "before" else 4),
         drop=draft.random.random() < 0.5,
     )
 
@@ -952,7 +954,7 @@ def _(draft: Draft) -> None:
 
 @kind("E01 SIGKILL at any moment", "drive")
 def _(draft: Draft) -> None:
-    draft.run("kill", after=[round(draft.random.uniform(0.0, 1.2), 3) for _ in range(draft.random.randint(1, 3))])
+    draft.run("kill", after=[round(draft.random.uniform(0.0, 0.9), 3) for _ in range(draft.random.randint(1, 3))])
 
 
 @kind("E01 SIGKILL within a body", "drive")
