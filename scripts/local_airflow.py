@@ -32,6 +32,7 @@ COMPONENTS: Mapping[str, tuple[str, ...]] = {
     "triggerer": ("triggerer", "--skip-serve-logs"),
 }
 DATABASE = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
+BUSY_ATTEMPTS = 20
 FINISHED = frozenset({"success", "failed"})
 
 
@@ -257,10 +258,15 @@ class LocalAirflow:
         try:
             if "Authorization" not in self._session.headers:
                 self._sign_in()
-            reply = self._session.request(method, url, json=body, timeout=30)
-            if reply.status_code == 401:
-                self._sign_in()
+            for _ in range(BUSY_ATTEMPTS):
                 reply = self._session.request(method, url, json=body, timeout=30)
+                if reply.status_code == 401:
+                    self._sign_in()
+                elif reply.status_code == 500 and "Database error" in reply.text:
+                    # SQLite was busy; the server notes a request before it acts on it, so nothing was done yet.
+                    time.sleep(0.5)
+                else:
+                    break
         except requests.RequestException as error:
             raise LocalAirflowError(f"{method} {url}: {type(error).__name__}") from error
         if reply.status_code not in accept:

@@ -83,7 +83,7 @@ def test_nothing_outlives_an_owner_that_is_killed(number: int, tmp_path: Path) -
     owner = subprocess.Popen([sys.executable, "-c", OWNER, str(log), FAMILY], env=env)
     pids = family(log)
     owner.send_signal(number)
-    owner.wait(timeout=10)
+    owner.wait(timeout=60)
     assert until(lambda: not any(alive(pid) for pid in pids))
 
 
