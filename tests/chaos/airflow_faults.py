@@ -199,7 +199,9 @@ def time_out(world: World, rng: random.Random) -> None:
     assert state == "failed", f"{run_id} ended as {state}"
     if world.code(run_id, "settle", 0, HASTY_DAG) != "parts_owed":
         raise MissedError(f"settling said {world.code(run_id, 'settle', 0, HASTY_DAG)}")
-    world.check(meeting.recording_id, settled=False, missing=1)
+    # On a busy machine a short copy may run out of time, too; each has one part.
+    late = [one for one in world.tasks(run_id, HASTY_DAG) if one["task_id"] == COPY and one["state"] != "success"]
+    world.check(meeting.recording_id, settled=False, missing=len(late))
     completed(world, meeting)
 
 

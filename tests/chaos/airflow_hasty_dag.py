@@ -22,7 +22,7 @@ def archive_in_haste() -> None:
     archived = RecallArchiveParticipantOperator.partial(
         task_id="archive_participant",
         map_index_template="{{ task_label }}",
-        execution_timeout=timedelta(seconds=8),
+        execution_timeout=timedelta(seconds=15),
     ).expand(batch=participants.output)
     settled = RecallSettleRecordingOperator.partial(
         task_id="settle", archived=archived.output, trigger_rule="all_done"
