@@ -768,6 +768,12 @@ class Tally:
         return "\n".join(lines)
 
 
+def _end(number: int, frame: object) -> None:
+    """Told to end, end what was started first, however often told."""
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.campaign", description="Play seeded schedules.")
     parser.add_argument("--schedules", type=int, default=500)
@@ -794,8 +800,7 @@ def main() -> int:
         for seed in seeds:
             yield plan(seed, stores=stores, only=names[seed % len(names)] if names else None)
 
-    # Told to end, it ends what it has started first.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, _end)
     tally = Tally(verbose=again or options.verbose)
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     if again:
