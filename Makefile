@@ -1,6 +1,6 @@
 # Every path here is relative, so the project may live in a folder with spaces in its name.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test chaos saboteurs lint format lock simulator clean
+.PHONY: help setup run test chaos kills saboteurs lint format lock simulator clean
 
 export PYTHONPATH := $(CURDIR)
 # The same text in and out, whatever the locale.
@@ -25,7 +25,13 @@ saboteurs: setup ## break the code on purpose, in a copy, and see that a test no
 
 chaos: setup ## kill, cut and starve hundreds of runs and judge what they leave (SEED=... plays one again)
 	@$(PY) -m tests.chaos.campaign --schedules 500 $(ARGS)
+	@$(if $(SEED),true,$(MAKE) -s kills)
 	@$(PY) -m tests.chaos.airflow_campaign --schedules 60
+
+kills: setup ## kill 100 runs at random moments and one around every storage call, race 100 pairs of writers
+	@$(PY) -m tests.chaos.campaign --only "E01 SIGKILL at any moment" --schedules 100
+	@$(PY) -m tests.chaos.campaign --only D09 --schedules 100
+	@$(PY) -m tests.chaos.storage_calls
 
 lint: setup ## check style, types and pins
 	@$(PY) -m ruff check .

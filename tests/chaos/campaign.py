@@ -419,10 +419,10 @@ class Game:
         for name in self._schedule.kinds:
             if name in ruled:
                 happened = bool(met[name])
-            elif name.startswith("D") and self._schedule.s3_rules and groups[name] != "drive":
+            elif name.startswith("D") and self._schedule.s3_rules and groups.get(name) != "drive":
                 happened = any(rule["struck"] for rule in struck)
             else:
-                happened = self._script_struck if groups[name] == "drive" else True
+                happened = self._script_struck if groups.get(name, "drive") == "drive" else True
             if happened:
                 self.struck.add(name)
 
@@ -562,7 +562,9 @@ class Game:
         first = self.start()
         time.sleep(delay)
         second = self.start()
-        ended = [self.finish(first), self.finish(second)]
+        self._settle_race([self.finish(first), self.finish(second)])
+
+    def _settle_race(self, ended: list[Finished]) -> None:
         if not any(one.outcome and one.outcome["state"] == "success" for one in ended):
             self.problems.append(Problem("outcome", f"both writers failed: {[one.outcome for one in ended]}"))
         for one in ended:
@@ -570,6 +572,28 @@ class Game:
                 # Airflow gives the loser further tries of its own.
                 self.until_it_ends()
                 break
+
+    def _duel(self, operation: str = "", skip: int = 0, call: str = "", number: int = 0) -> None:
+        """Bring two writers to the very same step, hold both there, then let both go."""
+        self._single = False
+        if self._s3 is not None:
+            rule = {"operation": operation, "action": "hold", "skip": 2 * skip, "times": 2, "seconds": 30}
+            self._s3.faults({**rule, "key": "^(?!.*/probe)"})
+            writers = [self.start(), self.start()]
+            self._script_struck = self._wait_for(
+                lambda: (
+                    len(self._s3.control("GET", "held") if self._s3 else ()) == 2
+                    or any(one.ended.is_set() for one in writers)
+                )
+            ) and not any(one.ended.is_set() for one in writers)
+            self._s3.control("DELETE", "faults")
+            self._s3.control("POST", "release", {"drop": False})
+        else:
+            writers = [self.start("--os-fault", f"{call}:{number}:halt-before") for _ in range(2)]
+            self._script_struck = self._wait_for(lambda: all(map(_is_halted, writers)))
+            for one in writers:
+                one.signal(signal.SIGCONT)
+        self._settle_race([self.finish(one) for one in writers])
 
     def _again(self, advance: float = 0.0) -> None:
         self.until_it_ends()
@@ -661,6 +685,12 @@ class Game:
             self._s3.control("POST", "tamper", {"key": f"archive/{key}", "delete": True})
         else:
             (self._folder / "archive" / key).unlink()
+
+
+def _is_halted(engine: Engine) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{engine.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    return False
 
 
 def play_all(
@@ -768,7 +798,7 @@ class Tally:
         return "\n".join(lines)
 
 
-def _end(number: int, frame: object) -> None:
+def end(number: int, frame: object) -> None:
     """Told to end, end what was started first, however often told."""
     signal.signal(number, signal.SIG_IGN)
     sys.exit(128 + number)
@@ -800,7 +830,7 @@ def main() -> int:
         for seed in seeds:
             yield plan(seed, stores=stores, only=names[seed % len(names)] if names else None)
 
-    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGTERM, end)
     tally = Tally(verbose=again or options.verbose)
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     if again:

@@ -276,7 +276,7 @@ def watch_links(path: Path) -> None:
 
 
 def spoil(name: str, number: int, action: str) -> None:
-    """Let the n-th call of a function of the operating system fail, or kill this process before or after it."""
+    """Let the n-th call of a function of the operating system fail, or kill or halt this process around it."""
     work = getattr(os, name)
     lock = threading.Lock()
     count = 0
@@ -288,13 +288,16 @@ def spoil(name: str, number: int, action: str) -> None:
             due = count == number or (action.endswith("+") and count > number)
         if due and action == "kill-before":
             os.kill(os.getpid(), signal.SIGKILL)
-        if due and not action.startswith("kill"):
+        if due and action == "halt-before":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        elif due and not action.startswith("kill"):
             code = getattr(errno, action.rstrip("+"))
             raise OSError(code, os.strerror(code))
-        result = work(*args, **kwargs)
-        if due and action == "kill-after":
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
+        try:
+            return work(*args, **kwargs)
+        finally:
+            if due and action == "kill-after":
+                os.kill(os.getpid(), signal.SIGKILL)
 
     setattr(os, name, spoilt)
 

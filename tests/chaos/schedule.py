@@ -808,6 +808,19 @@ def _(draft: Draft) -> None:
     draft.run("race", delay=draft.random.choice([0.0, 0.02, 0.1]))
 
 
+@kind("D09 two writers at the same write", "drive", stores=S3)
+def _(draft: Draft) -> None:
+    if draft.random.random() < 0.5:
+        draft.victim(PART + draft.random.randint(1, 3 * MIB))
+    operation = draft.random.choice(["PutObject", "CompleteMultipartUpload", "PutObject|CompleteMultipartUpload"])
+    draft.run("duel", operation=operation, skip=draft.random.randint(0, 2))
+
+
+@kind("D09 two writers at the same link", "drive", stores=FILE)
+def _(draft: Draft) -> None:
+    draft.run("duel", call="link", number=draft.random.randint(1, 3))
+
+
 def storage(
     name: str, group: str, *codes: str, operation: str, action: str, large: bool = False, **members: Any
 ) -> None:
@@ -1051,6 +1064,26 @@ def _(draft: Draft) -> None:
 def _(draft: Draft) -> None:
     draft.media(draft.victim(500_000), stall=300_000, stall_seconds=1.0)
     draft.run("at-stall", then="modes")
+
+
+def around_storage_calls(store: str, number: int) -> Schedule:
+    """Make a small meeting that meets every way of storing, for processes that are killed at a storage call.
+
+    :param store: ``file`` or ``s3``.
+    :param number: that nothing else has.
+    """
+    draft = Draft(number)
+    draft.made.store = store
+    draft.made.meetings.append(draft.meet())
+    draft.meeting["recordings"] = draft.meeting["recordings"][:1]
+    artifact = draft.artifacts[0]
+    draft.meeting["recordings"][0]["artifacts"] = [artifact]
+    people = [{"id": one, "name": f"Person {one}"} for one in (1, 2)]
+    sizes = (70_000, 2 * PART + 70_000 if store == "s3" else 300_000)
+    artifact["parts"] = [
+        draft.part(person, artifact["format"], size, relative=1.0) for person, size in zip(people, sizes, strict=True)
+    ]
+    return draft.made
 
 
 def plan(seed: int, *, stores: tuple[str, ...] = ("file", "s3"), only: str | None = None) -> Schedule:
