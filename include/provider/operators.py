@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from include.provider.transfer import Ends
     from include.recall.client import RecallClient
-    from include.recall.models import Bot
+    from include.recall.models import AudioArtifact, Bot
 
 REPLICATION_SECONDS = 60.0
 """How long Recall may answer 404 for a bot that it has just made."""
@@ -232,6 +232,7 @@ class RecallListParticipantAudioOperator(BaseOperator):
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """List what is not archived yet."""
+        from include.provider.sealing import SEALED_KEY, seal
         from include.provider.transfer import already_settled, plan
 
         with error_reported(context):
@@ -248,7 +249,11 @@ class RecallListParticipantAudioOperator(BaseOperator):
                         "Recording %s can't be archived: %s", recording_id, recording["problem"]["message"]
                     )
             self._leave_links(ends)
-            batches = [batch.to_dict() for batch in plan(ends, wanted)]
+            artifact_ids = {one["recording_id"]: one.get("artifact_ids", ()) for one in self.recordings}
+            known = unsealed(self, context)
+            batches = [batch.to_dict() for batch in plan(ends, wanted, artifact_ids=artifact_ids, known=known)]
+            if batches and (sealed := seal(known.values())):
+                context["ti"].xcom_push(key=SEALED_KEY, value=sealed)
             self.log.info("%d recordings to archive, in %d batches", len(wanted), len(batches))
             return batches
 
@@ -312,6 +317,7 @@ class RecallArchiveParticipantOperator(BaseOperator):
                     pcm=pcm,
                     stop=self._stop,
                     show=lambda label: show_label(context, label),
+                    known=unsealed(self, context),
                 )
             finally:
                 self._copying = False
@@ -388,6 +394,7 @@ class RecallSettleRecordingOperator(BaseOperator):
                     bot_id=bot_id,
                     receipts=[receipt for batch in self.archived for receipt in batch],
                     reasons=self._reasons(context),
+                    artifact_ids=self.recording.get("artifact_ids", ()),
                 )
                 context["outlet_events"][RECORDING_ARCHIVED].extra = settled.to_dict()
             else:
@@ -412,6 +419,13 @@ def open_ends(recall_conn_id: str, aws_conn_id: str) -> Ends:
 
     hook = RecallHook(recall_conn_id)
     return Ends(client=hook.get_conn(), media=hook.get_media(), store=get_store(aws_conn_id))
+
+
+def unsealed(task: BaseOperator, context: Context) -> dict[str, AudioArtifact]:
+    """Return the artifacts whose links the tasks before have left sealed."""
+    from include.provider.sealing import SEALED_KEY, unseal
+
+    return unseal(context["ti"].xcom_pull(task_ids=sorted(task.upstream_task_ids), key=SEALED_KEY) or ())
 
 
 def show_label(context: Context, label: str) -> None:

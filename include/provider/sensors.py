@@ -14,6 +14,7 @@ from include.provider.errors import BadParamsError, RecallRetryPolicy, error_rep
 from include.provider.hook import RecallHook, folder_of, get_store
 from include.provider.links import RecallBotLink
 from include.provider.params import given
+from include.provider.sealing import SEALED_KEY, sealed_links
 from include.provider.triggers import STATUS_KEY, RecallRecordingTrigger
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ class RecallRecordingSensor(BaseSensorOperator):
         ``recall_media_timeout_seconds``.
     :param wait_timeout: seconds for the whole wait; default: Variable ``recall_wait_timeout_seconds``.
     :param deferrable: wait in the triggerer (default).
-    :return: a list of ``{"recording_id", "bot_id", "created_at", "problem"}``.
+    :return: a list of ``{"recording_id", "bot_id", "created_at", "problem", "artifact_ids"}``. The links that the last
+        look brought go into a row of their own, encrypted (see :mod:`include.provider.sealing`).
     """
 
     template_fields: Sequence[str] = ("bot_id", "recording_id", "join_at")
@@ -110,6 +112,7 @@ class RecallRecordingSensor(BaseSensorOperator):
             recordings = event.get("recordings")
             if not isinstance(recordings, list):
                 raise CodedError("the trigger came back with an unknown event", code="bad_event", permanent=False)
+            self._hand_on(context, event.get("sealed"))
             return self._conclude(recordings)
 
     def _wait_in_triggerer(self, started_at: float) -> NoReturn:
@@ -142,7 +145,15 @@ class RecallRecordingSensor(BaseSensorOperator):
             if not error.permanent:
                 raise
             return self._lost(error)
-        return None if seen is None else self._conclude([one.to_dict() for one in seen.recordings])
+        if seen is None:
+            return None
+        self._hand_on(context, sealed_links(seen))
+        return self._conclude([one.to_dict() for one in seen.recordings])
+
+    def _hand_on(self, context: Context, sealed: Any) -> None:
+        """Leave the links that the last look brought, so that the next task needn't ask for them."""
+        if sealed:
+            context["ti"].xcom_push(key=SEALED_KEY, value=sealed)
 
     def _look(self, context: Context, started_at: float) -> Look | None:
         from include.recall.watch import give_up_late, look

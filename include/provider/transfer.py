@@ -92,19 +92,35 @@ def already_settled(store: Store, folder: str) -> Settled | None:
     return _settled(store, folder, manifest)
 
 
-def plan(ends: Ends, recordings: Iterable[tuple[str, str]]) -> list[Batch]:
+def plan(
+    ends: Ends,
+    recordings: Iterable[tuple[str, str]],
+    *,
+    artifact_ids: Mapping[str, Sequence[str]] | None = None,
+    known: dict[str, AudioArtifact] | None = None,
+) -> list[Batch]:
     """List every part of every artifact of some recordings, grouped by participant.
 
     :param recordings: id and folder of each.
+    :param artifact_ids: by recording, all its artifacts where they are known; where not, they are listed.
+    :param known: artifacts read a while ago, by id, which saves their calls; holds all that were used afterwards.
     """
+    known = {} if known is None else known
+    artifact_ids = artifact_ids or {}
     found: list[tuple[str, str, dict[int, list[str]]]] = []
     for recording_id, folder in recordings:
         artifacts_of: dict[int, list[str]] = {}
-        for artifact in _usable(ends.client.list_audio_separate(recording_id)):
-            for part in list_parts(ends.client, ends.media, artifact.id, artifact=artifact).parts:
-                artifact_ids = artifacts_of.setdefault(part.participant.id, [])
-                if artifact.id not in artifact_ids:
-                    artifact_ids.append(artifact.id)
+        for artifact in _usable(_artifacts(ends.client, recording_id, artifact_ids.get(recording_id, ()), known)):
+            try:
+                listing = list_parts(ends.client, ends.media, artifact.id, artifact=artifact)
+            except (RecallMediaDeletedError, RecallMediaFailedError, RecallNotFoundError) as error:
+                log.warning("Artifact %s is lost, settling will name it: %s", artifact.id, error)
+                continue
+            known[artifact.id] = listing.artifact
+            for part in listing.parts:
+                of_participant = artifacts_of.setdefault(part.participant.id, [])
+                if artifact.id not in of_participant:
+                    of_participant.append(artifact.id)
         found.append((recording_id, folder, artifacts_of))
         if len(found) == 1:
             ends.store.preflight(folder)
@@ -129,12 +145,14 @@ def archive(
     pcm: PcmFormat,
     stop: threading.Event,
     show: Callable[[str], None] = lambda label: None,
+    known: Mapping[str, AudioArtifact] | None = None,
 ) -> list[dict[str, Any]]:
     """Archive every part of a batch's participants; what fails doesn't keep the rest from being stored.
 
     :param pcm: how headerless samples are laid out.
     :param stop: set it to end the copy.
     :param show: called with the participants' names as soon as they are known.
+    :param known: artifacts read a while ago, by id; the API is asked for one only if its link is refused.
     :return: a receipt for each part: ``artifact_id``, ``part_id`` and ``stored``, the fields of :class:`StoredPart`.
     :raises CodedError: some parts could not be stored; its ``owed`` names each with its own code.
     """
@@ -144,7 +162,7 @@ def archive(
     failures: list[tuple[str, str | None, CodedError]] = []
     for artifact_id in batch.artifact_ids:
         try:
-            listing = list_parts(ends.client, ends.media, artifact_id)
+            listing = list_parts(ends.client, ends.media, artifact_id, artifact=(known or {}).get(artifact_id))
         except CodedError as error:
             failures.append((artifact_id, None, error))
             continue
@@ -209,6 +227,7 @@ def settle(
     bot_id: str | None,
     receipts: Iterable[Mapping[str, Any]],
     reasons: Mapping[tuple[str, str | None], str],
+    artifact_ids: Sequence[str] = (),
 ) -> Settled:
     """Write a recording's manifest, if everything that the source can give is stored; else say what is owed.
 
@@ -218,12 +237,13 @@ def settle(
     :param receipts: what :func:`archive` returned for the recording's batches.
     :param reasons: the code with which a part (or, under part ``None``, a whole artifact) failed, to say why it is
         owed.
+    :param artifact_ids: all its artifacts where they are known, which saves a list call; where not, they are listed.
     :raises PartsOwedError: some parts are not stored yet; its ``owed`` names them.
     :raises RecallMediaFailedError: the source has nothing but failed artifacts.
     :raises RecallMediaDeletedError: the source has nothing but deleted artifacts.
     """
     recording = _recording(ends.client, recording_id, bot_id)
-    artifacts = ends.client.list_audio_separate(recording_id)
+    artifacts = _artifacts(ends.client, recording_id, artifact_ids)
     lost = [_lost(artifact) for artifact in artifacts if artifact.status in ("failed", "deleted")]
     usable = _usable(artifacts)
     if lost and not usable:
@@ -296,6 +316,23 @@ def fit_for_xcom(receipts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     Settling then reads the stored objects themselves.
     """
     return receipts if len(json.dumps(receipts)) <= XCOM_LIMIT else []
+
+
+def _artifacts(
+    client: RecallClient,
+    recording_id: str,
+    artifact_ids: Sequence[str],
+    known: Mapping[str, AudioArtifact] | None = None,
+) -> list[AudioArtifact]:
+    """Return a recording's artifacts. Lists are Recall's scarcest calls, so known artifacts are asked for singly."""
+    if artifact_ids:
+        try:
+            found = [(known or {}).get(one) or client.get_audio_separate(one) for one in artifact_ids]
+        except RecallNotFoundError:
+            log.info("An artifact of recording %s is gone, its audio is listed anew", recording_id)
+        else:
+            return [artifact for artifact in found if artifact.recording_id == recording_id]
+    return client.list_audio_separate(recording_id)
 
 
 def _usable(artifacts: Iterable[AudioArtifact]) -> list[AudioArtifact]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from include.errors import CodedError
+from include.provider.sealing import sealed_links
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -23,9 +24,10 @@ STATUS_KEY = "bot_status"
 class RecallRecordingTrigger(BaseTrigger):
     """Fire once, when a bot's recordings and their separate audio are settled, or can't become so.
 
-    The event is ``{"recordings": [...]}`` (see :meth:`include.recall.watch.WatchedRecording.to_dict`) or
-    ``{"error": {"code": …, "message": …}}``. Passing faults are waited out; the deadline bounds them too.
-    Class path and arguments are stored with deferred tasks: arguments are only ever added, with defaults.
+    The event is ``{"recordings": [...], "sealed": {...}}`` (see :meth:`include.recall.watch.WatchedRecording.to_dict`
+    and :func:`include.provider.sealing.seal`) or ``{"error": {"code": …, "message": …}}``.
+    Passing faults are waited out; the deadline bounds them too. Class path and arguments
+    are stored with deferred tasks: arguments are only ever added, with defaults.
 
     :param recall_conn_id: Airflow connection of type ``recall``.
     :param bot_id: the bot to wait for, unless ``recording_id`` is given.
@@ -81,7 +83,8 @@ class RecallRecordingTrigger(BaseTrigger):
         except CodedError as error:
             yield TriggerEvent({"error": {"code": error.code, "message": error.message}})
         else:
-            yield TriggerEvent({"recordings": [recording.to_dict() for recording in seen.recordings]})
+            recordings = [recording.to_dict() for recording in seen.recordings]
+            yield TriggerEvent({"recordings": recordings, "sealed": sealed_links(seen)})
 
     async def _wait(self, client: RecallClient) -> Look:
         from include.recall.errors import RecallWaitTimeoutError

@@ -191,11 +191,14 @@ class Bot:
         return any(change.code in BOT_FINISHED for change in self.status_changes)
 
     @property
-    def asked_for_separate_audio(self) -> bool | None:
-        """Whether either form of separate audio was asked for; ``None`` if the API doesn't tell."""
+    def audio_forms(self) -> int | None:
+        """In how many forms separate audio was asked for, 0 to 2; ``None`` if the API doesn't tell.
+
+        Each recording gets one artifact per form.
+        """
         if self.recording_config is None:
             return None
-        return any(self.recording_config.get(f"audio_separate_{form}") is not None for form in ("raw", "mp3"))
+        return sum(self.recording_config.get(f"audio_separate_{form}") is not None for form in ("raw", "mp3"))
 
     @property
     def platform(self) -> str | None:

@@ -14,6 +14,7 @@ from include.recall.errors import (
     RecallMediaMissingError,
     RecallMediaTimeoutError,
     RecallNotConfiguredError,
+    RecallNotFoundError,
     RecallWaitTimeoutError,
 )
 from include.recall.readiness import AUDIO_NOT_LISTED, Ended, Waiting, assess_bot, assess_recording
@@ -35,6 +36,7 @@ class WatchedRecording:
     :param bot_id: the bot that made it, ``None`` where Recall doesn't say.
     :param waiting_for: what it still lacks, ``None`` once nothing.
     :param problem: ``{"code", "message"}`` if its audio can't be had, ``None`` if it can.
+    :param artifacts: its artifacts, where these are certainly all that it will ever have; else empty.
     """
 
     recording_id: str
@@ -42,6 +44,7 @@ class WatchedRecording:
     bot_id: str | None
     waiting_for: str | None = None
     problem: dict[str, str] | None = None
+    artifacts: tuple[AudioArtifact, ...] = ()
 
     @property
     def is_ready(self) -> bool:
@@ -55,6 +58,7 @@ class WatchedRecording:
             "created_at": self.created_at,
             "bot_id": self.bot_id,
             "problem": self.problem,
+            "artifact_ids": [artifact.id for artifact in self.artifacts],
         }
 
     def given_up(self, error: RecallError) -> WatchedRecording:
@@ -107,10 +111,9 @@ def look(client: RecallClient, *, bot_id: str | None = None, recording_id: str |
     if bot_id is None:
         raise ValueError("a bot or a recording is needed")
     bot = client.get_bot(bot_id)
-    asked_for = bot.asked_for_separate_audio
     assessment = assess_bot(bot)
     if isinstance(assessment, Waiting) and not bot.is_finished:
-        if asked_for is False and not any(client.list_audio_separate(one.id) for one in bot.recordings):
+        if bot.audio_forms == 0 and not any(client.list_audio_separate(one.id) for one in bot.recordings):
             raise RecallNotConfiguredError(
                 f"bot {bot_id} was created without separate audio, so there is none to wait for; "
                 'send bots with recording_config {"audio_separate_raw": {}}'
@@ -118,7 +121,7 @@ def look(client: RecallClient, *, bot_id: str | None = None, recording_id: str |
         known = tuple(_watched(one, "the meeting", bot_id) for one in bot.recordings)
         return Look(assessment.stage, known, bot_is_done=False)
     recordings = tuple(
-        _assess(client, recording, bot_id, asked_for)
+        _assess(client, recording, bot_id, bot.audio_forms)
         for recording in sorted(bot.recordings, key=lambda r: r.created_at)
     )
     return Look(_stage_of(recordings), recordings, bot_is_done=True)
@@ -126,18 +129,23 @@ def look(client: RecallClient, *, bot_id: str | None = None, recording_id: str |
 
 def _look_at_recording(client: RecallClient, recording_id: str) -> Look:
     recording = client.get_recording(recording_id)
-    watched = _assess(client, recording, recording.bot_id, None)
-    if watched.waiting_for == AUDIO_NOT_LISTED and recording.bot_id is not None:
-        # Only the bot knows whether separate audio was ever asked for.
-        asked_for = client.get_bot(recording.bot_id).asked_for_separate_audio
-        watched = _judge(recording, [], recording.bot_id, asked_for, client.server_time)
+    forms: int | None = None
+    if recording.is_settled and recording.bot_id is not None:
+        # Only the bot knows what audio was asked for, and so whether what is listed is all.
+        try:
+            forms = client.get_bot(recording.bot_id).audio_forms
+        except RecallNotFoundError:
+            forms = None
+    watched = _assess(client, recording, recording.bot_id, forms)
     return Look(_stage_of((watched,)), (watched,), bot_is_done=True)
 
 
-def _assess(client: RecallClient, recording: Recording, bot_id: str | None, asked_for: bool | None) -> WatchedRecording:
+def _assess(client: RecallClient, recording: Recording, bot_id: str | None, forms: int | None) -> WatchedRecording:
     if not recording.is_settled:
         return _watched(recording, f"recording {recording.status}", bot_id)
-    return _judge(recording, client.list_audio_separate(recording.id), bot_id, asked_for, client.server_time)
+    artifacts = client.list_audio_separate(recording.id)
+    watched = _judge(recording, artifacts, bot_id, None if forms is None else forms > 0, client.server_time)
+    return replace(watched, artifacts=tuple(artifacts)) if forms is not None and len(artifacts) >= forms else watched
 
 
 def _judge(

@@ -99,7 +99,7 @@ def test_bot() -> None:
     bot = Bot.parse(BOT)
     assert bot.status == StatusChange("done", None, None, utc(2026, 3, 4, 10, 31))
     assert bot.is_finished
-    assert bot.asked_for_separate_audio is True
+    assert bot.audio_forms == 1
     assert bot.platform == "microsoft_teams"
     assert bot.metadata == {"org": "acme"}
     (recording,) = bot.recordings
@@ -152,16 +152,17 @@ def test_unknown_statuses_are_kept_and_finish_nothing() -> None:
 @pytest.mark.parametrize(
     ("config", "asked"),
     [
-        ({"audio_separate_raw": {}}, True),
-        ({"audio_separate_raw": None, "audio_separate_mp3": {"metadata": {}}}, True),
-        ({"audio_separate_raw": None, "audio_separate_mp3": None}, False),
-        ({"video_mixed_mp4": {}}, False),
+        ({"audio_separate_raw": {}}, 1),
+        ({"audio_separate_raw": {}, "audio_separate_mp3": {}}, 2),
+        ({"audio_separate_raw": None, "audio_separate_mp3": {"metadata": {}}}, 1),
+        ({"audio_separate_raw": None, "audio_separate_mp3": None}, 0),
+        ({"video_mixed_mp4": {}}, 0),
         (None, None),
         (..., None),
     ],
 )
-def test_what_was_asked_for(config: Any, asked: bool | None) -> None:
-    assert Bot.parse(with_at(BOT, "recording_config", config)).asked_for_separate_audio is asked
+def test_what_was_asked_for(config: Any, asked: int | None) -> None:
+    assert Bot.parse(with_at(BOT, "recording_config", config)).audio_forms == asked
 
 
 @pytest.mark.parametrize(
