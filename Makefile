@@ -1,6 +1,6 @@
 # Every path here is relative, so the project may live in a folder with spaces in its name.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test chaos kills saboteurs lint format lock simulator clean
+.PHONY: help setup run test chaos kills saboteurs bench lint format lock simulator clean
 
 export PYTHONPATH := $(CURDIR)
 # The same text in and out, whatever the locale.
@@ -33,23 +33,30 @@ kills: setup ## kill 100 runs at random moments and one around every storage cal
 	@$(PY) -m tests.chaos.campaign --only D09 --schedules 100
 	@$(PY) -m tests.chaos.storage_calls
 
+bench: setup ## measure the engine beside its peers and write docs/performance.md (ARGS=--quick for a look)
+	@.venv/bin/uv venv -q --allow-existing --python $(PY) .venv-bench
+	@.venv/bin/uv pip sync -q --python .venv-bench/bin/python --require-hashes requirements/bench.lock
+	@$(PY) -m bench $(ARGS)
+
 lint: setup ## check style, types and pins
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
-	@$(PY) -m mypy include scripts $(wildcard plugins/*.py)
+	@$(PY) -m mypy include scripts bench $(wildcard plugins/*.py)
 	@$(PY) scripts/check_pins.py
 
 format: setup ## rewrite the code in the project's style
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
-lock: setup ## compile requirements/dev.lock anew
+lock: setup ## compile requirements/dev.lock and bench.lock anew
 	@.venv/bin/uv pip compile --universal --python-version 3.10 --generate-hashes --no-header \
 		-q -o requirements/dev.lock requirements/dev.in
+	@.venv/bin/uv pip compile --universal --python-version 3.10 --generate-hashes --no-header \
+		-q -o requirements/bench.lock requirements/bench.in
 
 simulator: setup ## start the stand-in for Recall alone (ARGS=... is handed to it)
 	@$(PY) -m include.simulator $(ARGS)
 
 clean: ## remove the environment, run data and caches; the archive stays
-	@rm -rf .venv .run .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf .venv .venv-bench .run .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
