@@ -7,6 +7,7 @@ checksums matched, and the store proved that it holds what it was given.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import random
 import re
@@ -39,13 +40,16 @@ from include.errors import CodedError
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from include.archive.audio import MediaKind
-    from include.archive.stores import ObjectInfo, Store, Writer
+    from include.archive.stores import ObjectInfo, Store
 
-BUFFER_BYTES = 1024 * 1024
+BUFFER_BYTES = 256 * 1024
 """Bytes that are read from the source at once, into one buffer that is used again and again."""
+
+PROGRESS_BYTES = 1024 * 1024
+"""How many bytes pass between two reports of progress."""
 
 MAX_FUTILE_ATTEMPTS = 5
 """How often in a row the source may fail without getting further than before."""
@@ -334,6 +338,23 @@ class _Reader:
         self._etag = None
         raise SourceChangedError("the source went on with another body, or at another place, than was asked for")
 
+    @property
+    def position(self) -> int:
+        """The byte that is read next."""
+        return self._position
+
+    def back(self, position: int, error: CodedError) -> None:
+        """Go on from an earlier byte, after a pause, because what was read since is needed again.
+
+        :raises CodedError: ``error``, when that happens too often without getting further.
+        """
+        self.close()
+        self._futile += 1
+        if self._futile >= MAX_FUTILE_ATTEMPTS:
+            raise error
+        self._position, self._ended = position, False
+        self.wait(error, self._futile)
+
     def check_stop(self) -> None:
         if self._stop is not None and self._stop.is_set():
             raise StoppedError("told to stop")
@@ -378,6 +399,14 @@ class _Digests:
             self._stored.update(chunk)
         self.stored_bytes += len(chunk)
 
+    def copy(self) -> _Digests:
+        """Return what these are at this moment."""
+        one = copy.copy(self)
+        one._source = self._source.copy()
+        one._stored = one._source if self._stored is self._source else self._stored.copy()
+        one._md5 = None if self._md5 is None else self._md5.copy()
+        return one
+
     @property
     def source_sha256(self) -> str:
         return self._source.hexdigest()
@@ -401,6 +430,106 @@ class _Digests:
             if value != actual[name]:
                 raise SourceChecksumError(f"the body does not match the {name} that its source declared")
         return bool(known)
+
+
+class _Flow:
+    """A body on its way from the source through the hashes, see :class:`include.archive.stores.base.Flow`.
+
+    :param view: memory to read into; its first bytes are ``head``.
+    :param head: what was read already, to see what the body is.
+    :param header: what is put in front of the body.
+    :param size: of all that is stored, where known.
+    :param check: called with the hashes when all is read; raises what forbids to store it.
+    :param progress: see :func:`archive_body`.
+    """
+
+    def __init__(
+        self,
+        reader: _Reader,
+        view: memoryview,
+        *,
+        head: memoryview,
+        header: bytes = b"",
+        size: int | None = None,
+        check: Callable[[_Digests], object] = lambda digests: None,
+        progress: Callable[[int, int | None], None] | None = None,
+    ) -> None:
+        self.digests = _Digests(header=header, declared=reader.checksums)
+        self.is_complete = False
+        self._reader = reader
+        self._view = view
+        self._header = header
+        self._is_header_due = bool(header)
+        self._head = head
+        self._size = size
+        self._check = check
+        self._progress = progress
+        self._reported = 0
+        self._marked: tuple[_Digests, int] | None = None
+
+    def chunks(self, count: int | None = None) -> Iterator[memoryview]:
+        """See :meth:`include.archive.stores.base.Flow.chunks`; ``count`` is never less than what was read ahead."""
+        left = count
+        while left is None or left > 0:
+            chunk = self._next(left)
+            if not chunk:
+                return
+            if left is not None:
+                left -= len(chunk)
+            yield chunk
+        if self.digests.stored_bytes == self._size and self._next(1):
+            raise SourceCutError(f"the body went on after the {self._size} bytes that it was to have")
+
+    def drain(self) -> None:
+        """Read what is left, for its hashes alone."""
+        for _ in self.chunks():
+            continue
+
+    def mark(self) -> None:
+        """See :meth:`include.archive.stores.base.Flow.mark`."""
+        begins = self._is_header_due or bool(self._head)
+        self._marked = None if begins else (self.digests.copy(), self._reader.position)
+
+    def back(self, error: CodedError) -> None:
+        """See :meth:`include.archive.stores.base.Flow.back`."""
+        self.is_complete = False
+        if self._marked is None:
+            self._reader.back(0, error)
+            self.digests = _Digests(header=self._header, declared=self._reader.checksums)
+            self._is_header_due, self._head = bool(self._header), self._view[:0]
+        else:
+            digests, position = self._marked
+            self._reader.back(position, error)
+            self.digests = digests.copy()
+
+    def _next(self, most: int | None) -> memoryview:
+        """Return some bytes; none at the end, when all was checked."""
+        if self._is_header_due:
+            self._is_header_due = False
+            return memoryview(self._header)
+        chunk, self._head = self._head, self._view[:0]
+        if not chunk and not self.is_complete:
+            chunk = self._view[: self._reader.readinto(self._view[:most])]
+        if chunk:
+            self.digests.update(chunk)
+            self._report(self.digests.source_bytes - self._reported >= PROGRESS_BYTES)
+        elif not self.is_complete:
+            if padding := self._padding():
+                self.digests.pad(padding)
+                return memoryview(padding)
+            self._report(True)
+            self._check(self.digests)
+            self.is_complete = True
+        return chunk
+
+    def _padding(self) -> bytes:
+        is_padded = self.digests.stored_bytes > len(self._header) + self.digests.source_bytes
+        return wav_padding(self.digests.source_bytes) if self._header and not is_padded else b""
+
+    def _report(self, due: bool) -> None:  # noqa: FBT001
+        if due and self._progress is not None:
+            self._reported = self.digests.source_bytes
+            self._progress(self._reported, self._reader.length)
 
 
 class _Copy:
@@ -535,34 +664,55 @@ class _Copy:
         length, first = self._reader.length, None
         pcm = self._pcm_of(existing) if kind.is_pcm else None
         if pcm is not None and length is None:
-            first = self._pump(head, b"", None)
+            flow = self._flow(head)
+            flow.drain()
+            first = flow.digests
             length = first.source_bytes
             self._reader.begin()
             kind, head = self._head()
         key = f"{self._folder}{self._stem}.{kind.extension}"
         header = wav_header(pcm, length) if pcm is not None and length is not None else b""
+        size = None if length is None else length if pcm is None else _wav_bytes(pcm, length)
+        parts: list[StoredPart] = []
+        flow = self._flow(
+            head, header, size=size, check=lambda digests: parts.append(self._checked(key, pcm, digests, first))
+        )
         if existing is not None:
             if existing.key != key:
                 raise ContentConflictError(f"{self._store.uri(existing.key)}: the source now sends {kind.media_type}")
-            digests = self._pump(head, header, None)
-            return self._compared(existing.key, self._checked(key, pcm, digests, first))
-        size = None if length is None else length if pcm is None else _wav_bytes(pcm, length)
+            flow.drain()
+            return self._compared(existing.key, parts[-1])
         notes = {**self._identity, **({} if pcm is None else {"pcm": str(pcm)})}
         if length is not None:
             notes["source-bytes"] = str(length)
         with self._store.write(key, media_type=kind.media_type, size=size, metadata=notes) as writer:
-            digests = self._pump(head, header, writer)
-            part = replace(self._checked(key, pcm, digests, first), crc32=f"{writer.crc32:08x}")
-            self._reader.check_stop()
+
+            def described() -> StoredPart:
+                return replace(parts[-1], crc32=f"{writer.crc32:08x}")
+
             try:
-                info = writer.commit(_evidence(part))
+                info = writer.take(flow, lambda: _evidence(described()))
             except AlreadyExistsError:
-                return self._compared(key, part)
+                flow.drain()
+                return self._compared(key, parts[-1])
+            part = described()
             proof = self._proof(info, size=part.bytes, sha256=part.sha256, crc32=part.crc32)
             if proof is None:
                 writer.withdraw()
                 raise StoredBytesDifferError(f"{self._store.uri(key)}: the store kept other bytes than it was given")
         return replace(part, verified_by=[*part.verified_by, proof])
+
+    def _flow(
+        self,
+        head: memoryview,
+        header: bytes = b"",
+        *,
+        size: int | None = None,
+        check: Callable[[_Digests], object] = lambda digests: None,
+    ) -> _Flow:
+        return _Flow(
+            self._reader, self._view, head=head, header=header, size=size, check=check, progress=self._progress
+        )
 
     def _head(self) -> tuple[MediaKind, memoryview]:
         filled = 0
@@ -575,34 +725,13 @@ class _Copy:
         kind = sniff(head, source_format=self._source_format, content_type=self._reader.content_type)
         return kind, self._view[:filled]
 
-    def _pump(self, head: memoryview, header: bytes, writer: Writer | None) -> _Digests:
-        """Read the body to its end, through the hashes and into the writer, if there is one."""
-        digests = _Digests(header=header, declared=self._reader.checksums)
-        put = writer.write if writer is not None else lambda data: None
-        if header:
-            put(memoryview(header))
-        reported = 0
-        chunk = head
-        while chunk:
-            digests.update(chunk)
-            put(chunk)
-            if self._progress is not None and digests.source_bytes - reported >= BUFFER_BYTES:
-                reported = digests.source_bytes
-                self._progress(reported, self._reader.length)
-            chunk = self._view[: self._reader.readinto(self._view)]
-        if header and (padding := wav_padding(digests.source_bytes)):
-            digests.pad(padding)
-            put(memoryview(padding))
-        if self._progress is not None:
-            self._progress(digests.source_bytes, self._reader.length)
-        return digests
-
     def _checked(self, key: str, pcm: PcmFormat | None, digests: _Digests, first: _Digests | None) -> StoredPart:
         """Describe a body that was read to its end, if it is what the source declared.
 
         :raises SourceChecksumError: when it does not match a declared checksum.
         :raises SourceChangedError: when the first reading gave something else.
         """
+        self._reader.check_stop()
         if first is not None and first.source_sha256 != digests.source_sha256:
             raise SourceChangedError("two readings of the body gave different bytes")
         verified_by = ["length_unverified" if self._reader.length is None else "content-length"]

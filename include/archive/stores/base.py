@@ -14,8 +14,10 @@ from include.archive.errors import IntegrityError
 from include.archive.layout import is_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from types import TracebackType
+
+    from include.errors import CodedError
 
 READ_CHUNK = 1024 * 1024
 """Bytes per chunk that :meth:`Store.read` yields."""
@@ -39,6 +41,29 @@ class ObjectInfo:
     checksums: Mapping[str, str] = field(default_factory=dict)
 
 
+class Flow(Protocol):
+    """A body on its way into a store."""
+
+    def chunks(self, count: int | None = None) -> Iterator[memoryview]:
+        """Yield the next ``count`` bytes, or all that are left.
+
+        Each chunk is valid until the next is asked for. Whoever has taken the last byte may make the object visible as
+        soon as this ends without an error: what forbids it must be raised before.
+        """
+        ...
+
+    def mark(self) -> None:
+        """Remember this place."""
+        ...
+
+    def back(self, error: CodedError) -> None:
+        """Wait a moment and return to the marked place, because of ``error``.
+
+        :raises CodedError: when that can't be done, or was done too often: ``error`` itself.
+        """
+        ...
+
+
 class Writer(Protocol):
     """One object being written. As a context manager it aborts unless it was committed."""
 
@@ -52,6 +77,13 @@ class Writer(Protocol):
 
         :raises UploadLostError: when somebody cleaned up the unfinished object.
         :raises StorageError: when the store refuses.
+        """
+        ...
+
+    def take(self, flow: Flow, notes: Callable[[], Mapping[str, str]]) -> ObjectInfo:
+        """Write a whole flow and commit; raises as :meth:`write` and :meth:`commit` do, and what the flow raises.
+
+        :param notes: asked for the metadata of the commit once the flow has ended.
         """
         ...
 

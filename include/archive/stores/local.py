@@ -26,8 +26,10 @@ from include.archive.errors import (
 from include.archive.stores.base import READ_CHUNK, ObjectInfo, check_size, checked_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import TracebackType
+
+    from include.archive.stores.base import Flow
 
 log = logging.getLogger(__name__)
 
@@ -260,6 +262,12 @@ class LocalWriter:
         with _errors(self._key):
             while data:
                 data = data[os.write(file, data) :]
+
+    def take(self, flow: Flow, notes: Callable[[], Mapping[str, str]]) -> ObjectInfo:
+        """See :meth:`include.archive.stores.base.Writer.take`."""
+        for chunk in flow.chunks():
+            self.write(chunk)
+        return self.commit(notes())
 
     def commit(self, metadata: Mapping[str, str]) -> ObjectInfo:
         """See :meth:`include.archive.stores.base.Writer.commit`."""

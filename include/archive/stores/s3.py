@@ -11,7 +11,8 @@ import re
 import time
 import zlib
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import quote, urlencode, urlsplit
 
 from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumError
@@ -32,25 +33,34 @@ from include.archive.errors import (
     WrongRegionError,
 )
 from include.archive.stores.base import READ_CHUNK, ObjectInfo, check_size, checked_key, is_of_stem
+from include.archive.stores.s3_wire import Body, Wire, base64_crc32, combined_crc32
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import CompletedPartTypeDef
 
+    from include.archive.stores.base import Flow
+
 log = logging.getLogger(__name__)
 
 PART_BYTES = 8 * 1024 * 1024
-"""Smallest part of a multipart upload, and the largest object that goes in a single request."""
+"""Smallest part of a multipart upload, and the largest object of unknown length that goes in a single request."""
+
+BUFFER_BYTES = 4 * 1024 * 1024
+"""Up to so many bytes, an object is held until it is complete, and its notes say what it is."""
+
+STREAM_BYTES = 64 * 1024 * 1024
+"""Longest body of a request that is sent while it is read; longer objects go in parts of about that length."""
 
 MAX_PARTS = 10_000
 """S3 takes no more parts than that."""
 
 _MIB = 1024 * 1024
 _PARTS_PER_DOUBLING = 1_000
-_CONFLICT_ATTEMPTS = 5
+_ATTEMPTS = 5
 _PART_ATTEMPTS = 3
 _NO_ETAG = '"00000000000000000000000000000000"'
 
@@ -96,6 +106,11 @@ _EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired",
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError")
 
 
+def stream_bytes(size: int) -> int:
+    """Return how long the parts of an object should be that are sent while they are read."""
+    return max(STREAM_BYTES, math.ceil(size / MAX_PARTS))
+
+
 def part_bytes(size: int | None, number: int) -> int:
     """Return how long a part of a multipart upload should be, so that :data:`MAX_PARTS` always suffice.
 
@@ -107,6 +122,16 @@ def part_bytes(size: int | None, number: int) -> int:
     return max(PART_BYTES, math.ceil(size / MAX_PARTS / _MIB) * _MIB)
 
 
+_Sent = TypeVar("_Sent")
+
+
+_PASSING = (StorageUnavailableError, StoredBytesDifferError)
+
+
+class StreamsRefusedError(StorageError):
+    """The store takes no bodies that are sent while they are read. Nothing was stored."""
+
+
 class S3Store:
     """Objects in a bucket, below a prefix.
 
@@ -115,12 +140,16 @@ class S3Store:
     :param bucket: the bucket's name.
     :param prefix: where the archive begins in it, without slashes at the ends; may be empty.
     :param client: a boto3 S3 client. Its own retries (mode ``standard``) are the first line against faults.
+    :param buffer_bytes: memory for each object that is being written; longer ones are sent while they are read.
     """
 
-    def __init__(self, *, bucket: str, prefix: str, client: S3Client) -> None:
+    def __init__(self, *, bucket: str, prefix: str, client: S3Client, buffer_bytes: int = BUFFER_BYTES) -> None:
         self._bucket = bucket
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self._client = client
+        self.buffer_bytes = buffer_bytes
+        self._wire = Wire(client, bucket) if Wire.reaches(bucket) else None
+        self.takes_streams = self._wire is not None
 
     def preflight(self, folder: str) -> None:
         """See :meth:`include.archive.stores.base.Store.preflight`.
@@ -145,18 +174,42 @@ class S3Store:
     def stat(self, key: str) -> ObjectInfo | None:
         """See :meth:`include.archive.stores.base.Store.stat`."""
         try:
-            with self._errors("HeadObject", key):
-                reply = self._client.head_object(**self._place(key), ChecksumMode="ENABLED")
+            headers = self._sent("HeadObject", key, self._head)
         except ObjectMissingError:
             return None
+        prefix = "x-amz-meta-"
         return ObjectInfo(
             key=key,
-            size=reply["ContentLength"],
-            # Some stores change the case of metadata names.
-            metadata={name.lower(): value for name, value in reply["Metadata"].items()},
-            etag=reply["ETag"],
-            checksums=_checksums(reply),
+            size=int(headers["content-length"]),
+            metadata={name[len(prefix) :]: value for name, value in headers.items() if name.startswith(prefix)},
+            etag=headers["etag"],
+            checksums=_checksums(headers),
         )
+
+    def _head(self, key: str) -> Mapping[str, str]:
+        if self._wire is not None:
+            return self._wire.head(self._prefix + checked_key(key))
+        reply = self._client.head_object(**self._place(key), ChecksumMode="ENABLED")
+        return _lower(reply["ResponseMetadata"]["HTTPHeaders"])
+
+    def _sent(self, operation: str, key: str, send: Callable[[str], _Sent]) -> _Sent:
+        """Send something that can be sent again, without boto3 where that is possible, until it is answered."""
+        for attempt in range(_ATTEMPTS):
+            try:
+                with self._errors(operation, key):
+                    return send(key)
+            except (StorageError, StoredBytesDifferError) as error:
+                if self._wire is None:
+                    # boto3 has tried again by itself, except after a conflict.
+                    if not _is_conflict(error) or attempt == _ATTEMPTS - 1:
+                        raise
+                elif _needs_boto3(error):
+                    self._wire, self.takes_streams = None, False
+                    continue
+                elif not isinstance(error, _PASSING) or attempt == _ATTEMPTS - 1:
+                    raise
+            time.sleep(random.uniform(0, 0.2 * 2**attempt))  # noqa: S311 - jitter
+        raise StorageUnavailableError(f"{operation} {self.uri(key)}: no attempt is left")
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """See :meth:`include.archive.stores.base.Store.list`."""
@@ -244,27 +297,49 @@ class S3Store:
     def _place(self, key: str) -> Any:
         return {"Bucket": self._bucket, "Key": self._prefix + checked_key(key)}
 
-    def put(self, key: str, data: bytes, *, media_type: str, metadata: Mapping[str, str], crc32: int) -> None:
+    def put(
+        self, key: str, data: bytes | memoryview, *, media_type: str, metadata: Mapping[str, str], crc32: int
+    ) -> None:
         """Store an object in one request, if its key is free.
 
         :raises AlreadyExistsError: when the key is taken.
         """
-        for attempt in range(_CONFLICT_ATTEMPTS):
-            try:
-                with self._errors("PutObject", key):
-                    self._client.put_object(
-                        **self._place(key),
-                        Body=data,
-                        ContentType=media_type,
-                        Metadata=dict(metadata),
-                        ChecksumCRC32=_base64_crc32(crc32),
-                        IfNoneMatch="*",
-                    )
-                return
-            except StorageUnavailableError as error:
-                if not _is_conflict(error) or attempt == _CONFLICT_ATTEMPTS - 1:
-                    raise
-                time.sleep(random.uniform(0, 0.2 * 2**attempt))  # noqa: S311 - jitter
+
+        def send(key: str) -> None:
+            if self._wire is not None:
+                headers = {**_new_object(media_type, metadata), "x-amz-checksum-crc32": base64_crc32(crc32)}
+                self._wire.put(self._prefix + checked_key(key), data, headers)
+            else:
+                self._client.put_object(
+                    **self._place(key),
+                    Body=bytes(data),
+                    ContentType=media_type,
+                    Metadata=dict(metadata),
+                    ChecksumCRC32=base64_crc32(crc32),
+                    IfNoneMatch="*",
+                )
+
+        self._sent("PutObject", key, send)
+
+    def put_stream(self, key: str, body: Body, *, media_type: str, metadata: Mapping[str, str]) -> None:
+        """Store an object while it is read, if its key is free.
+
+        :raises AlreadyExistsError: when the key is taken.
+        """
+        self._stream("PutObject", key, body, _new_object(media_type, metadata), {})
+
+    def upload_stream(self, key: str, upload_id: str, number: int, body: Body) -> CompletedPartTypeDef:
+        """Send one part while it is read."""
+        reply = self._stream("UploadPart", key, body, {}, {"partNumber": str(number), "uploadId": upload_id})
+        return {"PartNumber": number, "ETag": reply["etag"], "ChecksumCRC32": base64_crc32(body.crc32)}
+
+    def _stream(
+        self, operation: str, key: str, body: Body, headers: Mapping[str, str], query: Mapping[str, str]
+    ) -> Mapping[str, str]:
+        if self._wire is None:
+            raise StreamsRefusedError(f"{operation} {self.uri(key)}: only boto3 reaches this bucket")
+        with self._errors(operation, key):
+            return self._wire.put_stream(self._prefix + checked_key(key), body, headers, query)
 
     def create_upload(self, key: str, *, media_type: str, metadata: Mapping[str, str]) -> str:
         """Begin a multipart upload whose checksum will cover the whole object."""
@@ -283,7 +358,7 @@ class S3Store:
 
     def upload_part(self, key: str, upload_id: str, number: int, data: bytes) -> CompletedPartTypeDef:
         """Send one part, again if it was damaged on the way."""
-        crc32 = _base64_crc32(zlib.crc32(data))
+        crc32 = base64_crc32(zlib.crc32(data))
         attempts = _PART_ATTEMPTS
         while True:
             attempts -= 1
@@ -310,7 +385,7 @@ class S3Store:
                 UploadId=upload_id,
                 MultipartUpload={"Parts": parts},
                 MpuObjectSize=size,
-                ChecksumCRC32=_base64_crc32(crc32),
+                ChecksumCRC32=base64_crc32(crc32),
                 ChecksumType="FULL_OBJECT",
                 IfNoneMatch="*",
             )
@@ -325,7 +400,7 @@ class S3Store:
         return True
 
     def _probe_upload(self, probe: str, **condition: str) -> bool:
-        for _ in range(_CONFLICT_ATTEMPTS):
+        for _ in range(_ATTEMPTS):
             # Another run that tidies up behind its own probe may take this one away.
             with suppress(UploadLostError):
                 return self._probe_upload_once(probe, **condition)
@@ -390,8 +465,9 @@ class S3Store:
 class S3Writer:
     """One object being written, see :class:`include.archive.stores.base.Writer`.
 
-    Bytes are collected into one buffer of a part's length. An object that fits goes in a single request when it is
-    committed; a longer one becomes a multipart upload, whose completion makes it visible.
+    What fits into the store's buffer goes in a single request when it is committed. A longer object of known length is
+    sent while it is read: in one request, or as a multipart upload whose completion makes it visible. Where the length
+    is unknown, or the store takes no such streams, parts are collected in a buffer of their length.
     """
 
     def __init__(
@@ -406,7 +482,7 @@ class S3Writer:
         self._written = 0
         self._upload_id: str | None = None
         self._parts: list[CompletedPartTypeDef] = []
-        self._buffer = bytearray(self._next_part_bytes() if size is None else min(self._next_part_bytes(), size))
+        self._buffer = bytearray()
         self._filled = 0
         self._committed: ObjectInfo | None = None
 
@@ -421,6 +497,8 @@ class S3Writer:
             check_size(self._key, self._size, self._written + len(data))
         self._crc = zlib.crc32(data, self._crc)
         self._written += len(data)
+        if not self._buffer:
+            self._buffer = bytearray(min(self._next_part_bytes(), self._size or self._next_part_bytes()))
         while data:
             # A full buffer waits for one more byte, because an object of exactly one part needs no upload.
             if self._filled == len(self._buffer):
@@ -429,6 +507,58 @@ class S3Writer:
             self._buffer[self._filled : self._filled + taken] = data[:taken]
             self._filled += taken
             data = data[taken:]
+
+    def take(self, flow: Flow, notes: Callable[[], Mapping[str, str]]) -> ObjectInfo:
+        """See :meth:`include.archive.stores.base.Writer.take`."""
+        if self._size is not None and self._size > self._store.buffer_bytes and self._store.takes_streams:
+            try:
+                return self._take_whole(flow) if self._size <= STREAM_BYTES else self._take_parts(flow, notes)
+            except StreamsRefusedError:
+                self.abort()
+        for chunk in flow.chunks():
+            self.write(chunk)
+        return self.commit(notes())
+
+    def _take_whole(self, flow: Flow) -> ObjectInfo:
+        def send(body: Body) -> None:
+            try:
+                self._store.put_stream(self._key, body, media_type=self._media_type, metadata=self._metadata)
+            except StorageUnavailableError:
+                self._raise_if_there()
+                raise
+
+        _, self._crc = self._streamed(flow, self._size or 0, send)
+        return self._stored()
+
+    def _take_parts(self, flow: Flow, notes: Callable[[], Mapping[str, str]]) -> ObjectInfo:
+        size = self._size or 0
+        upload_id = self._create_upload()
+        while self._written < size:
+            count, number = min(stream_bytes(size), size - self._written), len(self._parts) + 1
+            send = partial(self._store.upload_stream, self._key, upload_id, number)
+            part, crc32 = self._streamed(flow, count, send)
+            self._parts.append(part)
+            self._crc = combined_crc32(self._crc, crc32, count)
+            self._written += count
+        return self.commit(notes())
+
+    def _streamed(self, flow: Flow, count: int, send: Callable[[Body], _Sent]) -> tuple[_Sent, int]:
+        """Send the next bytes of a flow, as often as the flow can go back to where they begin."""
+        flow.mark()
+        while True:
+            body = Body(flow.chunks(count), count)
+            try:
+                return send(body), body.crc32
+            except (StorageUnavailableError, StoredBytesDifferError) as error:
+                if body.failure is not None:
+                    raise
+                flow.back(error)
+            except StorageError as error:
+                if self._parts or body.failure is not None or not _refuses_streams(error):
+                    raise
+                self._store.takes_streams = False
+                flow.back(error)
+                raise StreamsRefusedError(error.message) from error
 
     def commit(self, metadata: Mapping[str, str]) -> ObjectInfo:
         """See :meth:`include.archive.stores.base.Writer.commit`."""
@@ -440,17 +570,28 @@ class S3Writer:
                     self._key, self._content(), media_type=self._media_type, metadata=notes, crc32=self._crc
                 )
             else:
-                self._send_part()
+                if self._filled:
+                    self._send_part()
                 self._complete()
         except (StorageUnavailableError, UploadLostError):
-            # The request may have succeeded and only its answer been lost.
-            if self._store.stat(self._key) is not None:
-                raise AlreadyExistsError(f"{self._store.uri(self._key)} already exists") from None
+            self._raise_if_there()
             raise
-        info = self._store.stat(self._key)
+        return self._stored()
+
+    def _raise_if_there(self) -> None:
+        """Raise AlreadyExistsError if a request succeeded after all and only its answer was lost."""
+        if self._store.stat(self._key) is not None:
+            raise AlreadyExistsError(f"{self._store.uri(self._key)} already exists") from None
+
+    def _stored(self) -> ObjectInfo:
+        """Ask for what was committed; it is taken back if the store took the form of a stream for its content."""
+        self._committed = info = self._store.stat(self._key)
         if info is None:
             raise StorageUnavailableError(f"{self._store.uri(self._key)}: not there although it was just stored")
-        self._committed = info
+        if self._size is not None and info.size != self._size and self._store.takes_streams:
+            self._store.takes_streams = False
+            self.withdraw()
+            raise UploadLostError(f"{self._store.uri(self._key)}: the store doesn't understand streams")
         return info
 
     def abort(self) -> None:
@@ -476,10 +617,13 @@ class S3Writer:
             else bytes(memoryview(self._buffer)[: self._filled])
         )
 
+    def _create_upload(self) -> str:
+        self._upload_id = self._store.create_upload(self._key, media_type=self._media_type, metadata=self._metadata)
+        return self._upload_id
+
     def _send_part(self) -> None:
-        if self._upload_id is None:
-            self._upload_id = self._store.create_upload(self._key, media_type=self._media_type, metadata=self._metadata)
-        self._parts.append(self._store.upload_part(self._key, self._upload_id, len(self._parts) + 1, self._content()))
+        upload_id = self._upload_id or self._create_upload()
+        self._parts.append(self._store.upload_part(self._key, upload_id, len(self._parts) + 1, self._content()))
         self._filled = 0
         if self._next_part_bytes() > len(self._buffer):
             self._buffer = bytearray(self._next_part_bytes())
@@ -516,21 +660,42 @@ def _from_reply(error: ClientError, doing: str) -> ArchiveError:
     return kind(message)
 
 
-def _is_conflict(error: StorageError) -> bool:
+def _status_of(error: ArchiveError) -> int | None:
     cause = error.__cause__
-    return isinstance(cause, ClientError) and cause.response["ResponseMetadata"]["HTTPStatusCode"] == 409
+    return cause.response["ResponseMetadata"]["HTTPStatusCode"] if isinstance(cause, ClientError) else None
 
 
-def _base64_crc32(crc32: int) -> str:
-    return base64.b64encode(crc32.to_bytes(4, "big")).decode("ascii")
+def _is_conflict(error: ArchiveError) -> bool:
+    return _status_of(error) == 409
 
 
-def _checksums(reply: Mapping[str, Any]) -> dict[str, str]:
+def _needs_boto3(error: ArchiveError) -> bool:
+    """Tell whether the bucket lives elsewhere, which boto3 finds out by itself; a refused HEAD may not say so."""
+    return isinstance(error, WrongRegionError) or (type(error) is StorageError and _status_of(error) == 400)
+
+
+def _refuses_streams(error: StorageError) -> bool:
+    """Tell whether a store has no word for what it was sent."""
+    return isinstance(error, (StreamsRefusedError, WrongRegionError)) or _status_of(error) in {400, 405, 411, 501}
+
+
+def _new_object(media_type: str, metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return the headers of an upload that must not replace anything."""
+    notes = {f"x-amz-meta-{name}": value for name, value in metadata.items()}
+    return {"Content-Type": media_type, "If-None-Match": "*", **notes}
+
+
+def _lower(headers: Mapping[str, str]) -> dict[str, str]:
+    # Some stores change the case of metadata names.
+    return {name.lower(): value for name, value in headers.items()}
+
+
+def _checksums(headers: Mapping[str, str]) -> dict[str, str]:
     found = {}
-    for name, algorithm in (("ChecksumCRC32", "crc32"), ("ChecksumSHA256", "sha256")):
-        value = reply.get(name)
+    for algorithm in ("crc32", "sha256"):
+        value = headers.get(f"x-amz-checksum-{algorithm}")
         # A composite checksum is one of the parts' checksums, not of the object.
-        if value and "-" not in value and reply.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT":
+        if value and "-" not in value and headers.get("x-amz-checksum-type", "FULL_OBJECT") == "FULL_OBJECT":
             try:
                 found[algorithm] = base64.b64decode(value, validate=True).hex()
             except binascii.Error:

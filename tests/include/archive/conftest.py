@@ -14,6 +14,7 @@ import pytest
 from botocore.config import Config
 
 from include.archive.stores import LocalStore, S3Store
+from include.archive.stores import s3 as s3_module
 from tests.include.archive.support import Archive
 from tests.strict_s3.process import Process
 
@@ -61,6 +62,12 @@ def strict(s3_server: Process) -> Iterator[Process]:
         and "x-amz-checksum-crc32" not in entry["checksums"]
     ]
     assert unsummed == []
+
+
+@pytest.fixture(autouse=True)
+def short_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let objects of a few MiB go in several parts."""
+    monkeypatch.setattr(s3_module, "STREAM_BYTES", s3_module.PART_BYTES)
 
 
 @pytest.fixture

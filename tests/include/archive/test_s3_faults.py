@@ -160,29 +160,32 @@ def test_a_store_that_keeps_other_bytes(bucket: Archive, strict: Process, size: 
 
 
 @pytest.mark.parametrize("size", [SMALL, LARGE])
-def test_a_body_damaged_on_the_way_is_refused_and_sent_again(bucket: Archive, strict: Process, size: int) -> None:
-    """Between us and a store without TLS nothing but the signature and the checksum watches over the bytes."""
-    events = bucket.store._client.meta.events  # type: ignore[attr-defined]
-    damaged = []
+def test_a_body_damaged_on_the_way_is_refused_and_sent_again(
+    bucket: Archive, strict: Process, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Between us and a store without TLS nothing but the checksum watches over the bytes."""
+    session = bucket.store._client._endpoint.http_session  # type: ignore[attr-defined]
+    send, damaged = session.send, []
 
-    def damage(request: Any, **kwargs: Any) -> None:
+    def flipped(data: Any) -> bytes:
+        return bytes([data[0] ^ 1]) + bytes(data[1:])
+
+    def damage(request: Any) -> Any:
         if not damaged and request.method == "PUT" and ".ogg" in request.url:
             damaged.append(request.url)
-            body = request.body if isinstance(request.body, (bytes, bytearray)) else request.body.read()
-            request.body = bytes([body[0] ^ 1]) + bytes(body[1:])
+            body = request.body
+            # The second frame of a stream holds its first bytes.
+            request.body = (
+                flipped(body)
+                if isinstance(body, (bytes, bytearray))
+                else (flipped(frame) if number == 1 else frame for number, frame in enumerate(body))
+            )
+        return send(request)
 
-    events.register("before-send.s3", damage)
-    try:
-        if size == SMALL:
-            with pytest.raises(errors.StoredBytesDifferError) as caught:
-                run(bucket, FakeSource(audio(size)))
-            assert not caught.value.permanent
-            assert nothing(strict)
-        run(bucket, FakeSource(audio(size)))
-    finally:
-        events.unregister("before-send.s3", damage)
+    monkeypatch.setattr(session, "send", damage)
+    run(bucket, FakeSource(audio(size)))
     assert damaged
-    assert [entry["code"] for entry in strict.journal() if entry["bytes"]].count("XAmzContentSHA256Mismatch") == 1
+    assert [entry["code"] for entry in strict.journal() if entry["bytes"]].count("BadDigest") == 1
     assert stored(strict)["sha256"] == sha256(audio(size))
 
 

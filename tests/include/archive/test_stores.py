@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from tests.strict_s3.process import Process
+
 KEY = f"{STEM}.ogg"
 PART = s3_module.PART_BYTES
 SIZES = [0, 1, PART - 1, PART, PART + 1, 2 * PART + 5]
@@ -527,11 +529,11 @@ def test_a_missing_bucket_and_missing_credentials_are_permanent(s3: Any) -> None
     with pytest.raises(errors.NoSuchBucketError):
         list(S3Store(bucket="no-such-bucket", prefix="", client=s3).list())
 
-    def refuse(**kwargs: Any) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
         raise NoCredentialsError
 
     with pytest.raises(errors.StorageDeniedError):
-        S3Store(bucket=BUCKET, prefix="", client=Proxy(s3, head_object=refuse)).stat("a")  # type: ignore[arg-type]
+        S3Store(bucket=BUCKET, prefix="", client=Proxy(s3, generate_presigned_url=refuse)).stat("a")  # type: ignore[arg-type]
 
 
 def test_a_server_that_is_not_there_is_retryable(s3_endpoint: str) -> None:
@@ -542,37 +544,38 @@ def test_a_server_that_is_not_there_is_retryable(s3_endpoint: str) -> None:
 
 
 @pytest.mark.parametrize("size", [10, PART + 10])
-def test_a_lost_answer_is_resolved_by_looking(s3: Any, size: int) -> None:
-    def lose(call: Any) -> Any:
-        def wrapped(**kwargs: Any) -> None:
-            call(**kwargs)
-            raise ConnectionClosedError(endpoint_url="x")
+def test_a_lost_answer_is_resolved_by_looking(
+    bucket: Archive, s3: Any, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    session = s3._endpoint.http_session
+    send = session.send
 
-        return wrapped
+    def lose(request: Any) -> Any:
+        reply = send(request)
+        if request.headers.get("If-None-Match"):
+            raise ConnectionClosedError(endpoint_url="x")
+        return reply
 
     data = audio(size)
-    client: Any = Proxy(
-        s3, put_object=lose(s3.put_object), complete_multipart_upload=lose(s3.complete_multipart_upload)
-    )
-    store = S3Store(bucket=BUCKET, prefix=f"lost-{size}", client=client)
+    store = bucket.store
+    monkeypatch.setattr(session, "send", lose)
     with pytest.raises(errors.AlreadyExistsError):
         save(store, data)
     assert b"".join(store.read("a.ogg")) == data
 
 
-def test_conflicting_small_writes_are_repeated(bucket: Archive, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3_module.time, "sleep", lambda seconds: None)
-    refusals = [refusal("ConditionalRequestConflict", 409)] * 3
+def test_conflicting_small_writes_are_repeated(bucket: Archive, strict: Process) -> None:
+    strict.faults({"operation": "PutObject", "times": 3, "action": "error", "code": "ConditionalRequestConflict"})
+    assert bucket.store.put_if_absent("a.json", b"{}", "application/json")
+    assert len(strict.journal("PutObject")) == 4
 
-    def put_object(**kwargs: Any) -> Any:
-        if refusals:
-            raise refusals.pop()
-        assert kwargs["IfNoneMatch"] == "*"
-        return s3.put_object(**kwargs)
 
-    store = S3Store(bucket=BUCKET, prefix="conflict", client=Proxy(s3, put_object=put_object))  # type: ignore[arg-type]
-    assert store.put_if_absent("a.json", b"{}", "application/json")
-    assert refusals == []
+def test_a_bucket_elsewhere_is_left_to_boto3(bucket: Archive, strict: Process) -> None:
+    strict.faults({"operation": "PutObject", "action": "error", "code": "PermanentRedirect", "status": 301})
+    assert bucket.store.put_if_absent("a.json", b"{}", "application/json")
+    data = audio(PART + 5)
+    put(bucket, KEY, data, size=len(data))
+    assert bucket.get(KEY) == data
 
 
 def test_a_conflict_at_completion_loses_the_upload(s3: Any) -> None:
@@ -616,12 +619,14 @@ def test_a_failing_abort_does_not_hide_why(s3: Any, caplog: pytest.LogCaptureFix
 
 
 def test_checksums_are_those_of_whole_objects_only() -> None:
-    assert s3_module._checksums({"ChecksumCRC32": "OHc0Fw==", "ChecksumType": "FULL_OBJECT"}) == {"crc32": "38773417"}
-    assert s3_module._checksums({"ChecksumCRC32": "OHc0Fw=="}) == {"crc32": "38773417"}
+    assert s3_module._checksums({"x-amz-checksum-crc32": "OHc0Fw==", "x-amz-checksum-type": "FULL_OBJECT"}) == {
+        "crc32": "38773417"
+    }
+    assert s3_module._checksums({"x-amz-checksum-crc32": "OHc0Fw=="}) == {"crc32": "38773417"}
     for reply in (
-        {"ChecksumCRC32": "OHc0Fw==", "ChecksumType": "COMPOSITE"},
-        {"ChecksumCRC32": "OHc0Fw==-3"},
-        {"ChecksumCRC32": "not base64"},
+        {"x-amz-checksum-crc32": "OHc0Fw==", "x-amz-checksum-type": "COMPOSITE"},
+        {"x-amz-checksum-crc32": "OHc0Fw==-3"},
+        {"x-amz-checksum-crc32": "not base64"},
         {"ChecksumCRC32C": "OHc0Fw=="},
         {},
     ):
