@@ -10,12 +10,13 @@ import base64
 import binascii
 import codecs
 import contextlib
+import io
 import ipaddress
 import json
 import re
 import ssl
 import time
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import urllib3
@@ -61,6 +62,8 @@ LARGEST_ENTRY = 2**20
 MOST_PARTS = 200_000
 PARTS_LIST_SECONDS = 300.0
 CHUNK = 256 * 1024
+LONGEST_COLLECTING = 0.2
+MOST_CONNECTIONS = 32
 
 # 400 is S3's answer to an expired session token.
 _REFUSED = frozenset({400, 401, 403, 404, 410})
@@ -99,6 +102,8 @@ class MediaBody:
         self.content_type = response.headers.get("Content-Type")
         self.checksums = _checksums(response.headers) if response.status == 200 else {}
         self._response = response
+        # urllib3's own ways to read make a copy of everything on the way.
+        self._wire: Any = response._fp  # type: ignore[attr-defined]
         self._position = offset
         self._min_rate = min_rate
         self._window = window
@@ -106,6 +111,7 @@ class MediaBody:
         self._clock = clock
         self._waited = 0.0
         self._came = 0
+        self._broken: RecallError | None = None
 
     def readinto(self, buffer: memoryview) -> int:
         """Read what comes next into ``buffer``.
@@ -115,19 +121,42 @@ class MediaBody:
         :raises RecallMediaSlowError: too little came for too long.
         """
         started = self._clock()
-        failure: RecallError | None = None
+        failure, self._broken = self._broken, None
+        count = 0
         try:
-            data = self._response.read1(len(buffer), decode_content=False)
+            # A socket, and TLS even more so, gives little at a time; what follows costs the same for much.
+            while failure is None and count < len(buffer):
+                came = self._read_once(buffer[count:])
+                count += came
+                if not came or self._clock() - started > LONGEST_COLLECTING:
+                    break
         except (HTTPError, OSError) as error:
-            failure = _failure(error, f"byte {self._position} of a body")
-        else:
-            buffer[: len(data)] = data
-            self._position += len(data)
-            failure = self._shortcoming(len(data), started, self._clock())
+            failure = _failure(error, f"byte {self._position + count} of a body")
+        if count:
+            failure, self._broken = None, failure  # what came before counts
+        if failure is None:
+            self._position += count
+            failure = self._shortcoming(count, started, self._clock())
         if failure is not None:
             self.close()
             raise failure
-        return len(data)
+        return count
+
+    def _read_once(self, buffer: memoryview) -> int:
+        try:
+            count: int = self._wire.receive_into(buffer)
+        except io.UnsupportedOperation:
+            data = self._response.read1(len(buffer), decode_content=False)
+            buffer[: len(data)] = data
+            return len(data)
+        if not count or self._wire.isclosed():
+            self._response.release_conn()
+        return count
+
+    def interrupt(self) -> None:
+        """Make a read that waits in another thread fail at once."""
+        with contextlib.suppress(ValueError, RuntimeError, OSError):
+            self._response.shutdown()
 
     def close(self) -> None:
         """Let go of the connection; it is kept for the next request if the body was read to its end."""
@@ -191,7 +220,7 @@ class MediaClient:
         self._clock = clock
         # A pool manager of urllib3 never looks at the environment, and knows neither cookies nor credentials.
         self._pools = urllib3.PoolManager(
-            maxsize=8, ssl_context=ssl.create_default_context(cafile=ca_bundle or DEFAULT_CA_BUNDLE_PATH)
+            maxsize=MOST_CONNECTIONS, ssl_context=ssl.create_default_context(cafile=ca_bundle or DEFAULT_CA_BUNDLE_PATH)
         )
         rules = {"is_allowed": staticmethod(self._is_allowed)}
         use_connections(

@@ -81,6 +81,22 @@ class _Response(http.client.HTTPResponse):
     def _lift_deadline(self) -> None:
         self._wire.lift_deadline()
 
+    def receive_into(self, buffer: memoryview) -> int:
+        """Read once, from the socket right into ``buffer``; 0 at the end of the body, or where it was cut.
+
+        :raises io.UnsupportedOperation: the body comes in chunks, which can't be read this way.
+        """
+        if self.chunked:
+            raise io.UnsupportedOperation("a chunked body")
+        if self.isclosed():
+            return 0
+        count = self._reader.readinto1(buffer if self.length is None else buffer[: self.length])
+        if self.length is not None:
+            self.length -= count
+        if not count or self.length == 0:
+            self._close_conn()  # type: ignore[attr-defined]
+        return count
+
 
 class _WholeResponse(_Response):
     """A reply that must arrive within the read timeout, body and all."""

@@ -313,11 +313,18 @@ class Trickle:
     def __init__(self, clock: Clock, amount: int, seconds: float) -> None:
         self.clock, self.amount, self.seconds, self.closed = clock, amount, seconds, False
         self.reads = 0
+        self._fp = self
 
-    def read1(self, size: int, *, decode_content: bool) -> bytes:
+    def receive_into(self, buffer: memoryview) -> int:
         self.clock.now += self.seconds
         self.reads += 1
-        return b"x" * min(size, self.amount) if self.reads <= 600 else b""
+        return min(len(buffer), self.amount) if self.reads <= 600 else 0
+
+    def isclosed(self) -> bool:
+        return False
+
+    def release_conn(self) -> None:
+        pass
 
     def close(self) -> None:
         self.closed = True
