@@ -3,47 +3,50 @@
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bench.ends import NETWORKS, PLAIN, PROJECT, Ends, Network
-from bench.engines import Engine, Job, Workload, ours, peers, versions
+from bench import report
+from bench.ends import NETWORKS, PLAIN, PROJECT, SHAPED, Ends, Network
+from bench.engines import FEW, MANY, Engine, Job, Workload, ours, peers, versions
 from bench.machine import machine
 from bench.measure import EngineError, run
+from bench.results import keep
 
-RESULTS = PROJECT / "bench" / "results" / "latest.json"
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    Row = dict[str, Any]
+
 WORKLOADS = (Workload(200, 2**20), Workload(20, 64 * 2**20), Workload(1, 2**30))
 QUICK = (Workload(50, 2**20), Workload(4, 64 * 2**20), Workload(1, 256 * 2**20))
 ENOUGH_SECONDS = 20
 """A run that takes longer is not repeated."""
 
 
-def compare(
-    network: Network, engines: list[Engine], workloads: tuple[Workload, ...], rounds: int
-) -> list[dict[str, Any]]:
-    """Run each engine some times on each workload, taking turns, and check what it delivered."""
-    rows: list[dict[str, Any]] = []
+def compare(network: Network, engines: list[Engine], workloads: list[Workload], rounds: int) -> Iterator[list[Row]]:
+    """Run each engine some times on each workload, taking turns, and yield what was seen of each workload."""
     with tempfile.TemporaryDirectory(prefix="bench-") as name, Ends(network, Path(name)) as ends:
         for workload in workloads:
-            job = Job(ends, workload, Path(name))
+            job = Job(ends, workload, Path(name), MANY if network is SHAPED else FEW)
             left = [engine for engine in engines if engine.takes(job)]
+            rows: list[Row] = []
             for number in range(rounds):
                 for engine in list(left):
-                    row: dict[str, Any] = {"network": network.name, "workload": workload.name, "engine": engine.name}
+                    row: Row = {"network": network.name, "workload": workload.name, "engine": engine.name}
                     row |= {"bytes": workload.bytes, **measured(engine, job)}
                     print(f"{network.name:8} {workload.name:12} {number + 1} {engine.name:22} {shown(row)}", flush=True)
                     rows.append(row)
                     if "error" in row or row["wall"] > ENOUGH_SECONDS:
                         left.remove(engine)
-    return rows
+            yield rows
 
 
-def measured(engine: Engine, job: Job) -> dict[str, Any]:
+def measured(engine: Engine, job: Job) -> Row:
     """Run an engine once; say what it took, or what went wrong."""
     command, env = engine.command(job), engine.environment(job)
     job.ends.stored(forget=True)
@@ -57,7 +60,7 @@ def measured(engine: Engine, job: Job) -> dict[str, Any]:
     return asdict(cost)
 
 
-def shown(row: dict[str, Any]) -> str:
+def shown(row: Row) -> str:
     """Return a row's figures for a person."""
     if "error" in row:
         return str(row["error"])[-300:]
@@ -67,9 +70,8 @@ def shown(row: dict[str, Any]) -> str:
 
 def checkouts(paths: list[Path]) -> list[Engine]:
     """Return our engine as it is in each checkout; this one where none is named."""
-    if not paths:
-        return [ours(PROJECT)]
-    return [ours(path, f"ours at {revision(path)}") for path in paths]
+    folders = [path.resolve() for path in paths or [PROJECT]]
+    return [ours(path, report.OURS if path == PROJECT else f"ours at {revision(path)}") for path in folders]
 
 
 def revision(path: Path) -> str:
@@ -79,7 +81,7 @@ def revision(path: Path) -> str:
 
 
 def main() -> int:
-    """Measure, keep the figures, and write the document anew when all was measured."""
+    """Measure, keep the figures and write the document anew; a quick look is only shown."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
         "--quick", action="store_true", help="smaller workloads, once each; the document stays as it is"
@@ -89,6 +91,7 @@ def main() -> int:
     parser.add_argument(
         "--engine", action="append", default=[], help="only engines whose name has this; may be repeated"
     )
+    parser.add_argument("--workload", help="only these files, for example '1 × 1 GiB'")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each engine; default 5")
     options = parser.parse_args()
     others, missing = peers()
@@ -97,26 +100,18 @@ def main() -> int:
     engines = [*checkouts(options.ours), *others]
     if options.engine:
         engines = [engine for engine in engines if any(word in engine.name for word in options.engine)]
-    rows: list[dict[str, Any]] = []
+    workloads = [one for one in (QUICK if options.quick else WORKLOADS) if options.workload in (None, one.name)]
+    facts = {"machine": machine(), "versions": versions(), "missing": missing}
+    failed = False
     for name in options.network or NETWORKS:
         network = NETWORKS[name]
-        if options.quick:
-            chosen = [engine for engine in engines if network is PLAIN or not engine.is_slow]
-            rows += compare(network, chosen, QUICK, rounds=1)
-        else:
-            rows += compare(network, engines, WORKLOADS, options.rounds)
-    if not options.quick:
-        keep({"machine": machine(), "versions": versions(), "missing": missing, "revision": revision(PROJECT)}, rows)
-    return 1 if any("error" in row for row in rows) else 0
-
-
-def keep(about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Put rows in the place of earlier ones of the same network."""
-    earlier = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    networks = {row["network"] for row in rows}
-    runs = [row for row in earlier.get("runs", []) if row["network"] not in networks] + rows
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({**earlier, **about, "runs": runs}, indent=1) + "\n")
+        chosen = [engine for engine in engines if not options.quick or network is PLAIN or not engine.is_slow]
+        for rows in compare(network, chosen, workloads, 1 if options.quick else options.rounds):
+            failed |= any("error" in row for row in rows)
+            if not options.quick:
+                keep({**facts, "runs": rows})
+                report.main()
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bench.ends import BUCKET, PROJECT, SHAPED, Ends
+from bench.ends import BUCKET, PROJECT, Ends
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,11 +51,13 @@ class Job:
     :param ends: where the files come from and go to.
     :param workload: the files.
     :param folder: where the run may keep files of its own.
+    :param streams: how many files or ranges an engine that can do several at once shall move at once.
     """
 
     ends: Ends
     workload: Workload
     folder: Path
+    streams: int
 
     @property
     def keys(self) -> list[str]:
@@ -66,11 +68,6 @@ class Job:
     def urls(self) -> list[str]:
         """Where the files come from."""
         return [self.ends.url(self.workload.size, number) for number in range(self.workload.count)]
-
-    @property
-    def streams(self) -> int:
-        """How many files or ranges an engine that can do several at once shall move at once."""
-        return MANY if self.ends.network is SHAPED else FEW
 
     def worklist(self, workers: int) -> str:
         """Write the work list of the engines in Python; return its path."""

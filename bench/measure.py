@@ -27,11 +27,15 @@ class Cost:
     :param wall: seconds from start to end, the interpreter's start included.
     :param cpu: user and system seconds, children included.
     :param peak: bytes of memory, the highest sum of the processes' proportional shares that was seen.
+    :param resident: bytes; the most that was ever resident in any one of the processes.
+    :param inside: seconds that the work itself took, where the program's last line says so.
     """
 
     wall: float
     cpu: float
     peak: int
+    resident: int
+    inside: float | None
 
 
 def run(
@@ -58,12 +62,15 @@ def run(
                 process.kill()
         wall = time.monotonic() - started
         process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            output.seek(0)
-            raise EngineError(
-                f"exit code {process.returncode}: {output.read().decode(errors='replace')[-2000:].strip()}"
-            )
-    return Cost(wall, usage.ru_utime + usage.ru_stime, peak)
+        output.seek(0)
+        said = output.read().decode(errors="replace").strip()
+    if process.returncode:
+        raise EngineError(f"exit code {process.returncode}: {said[-2000:]}")
+    try:
+        inside = float(said.rpartition("\n")[2])
+    except ValueError:
+        inside = None
+    return Cost(wall, usage.ru_utime + usage.ru_stime, peak, usage.ru_maxrss * 1024, inside)
 
 
 def tree_pss(pid: int) -> int:

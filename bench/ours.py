@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,7 +31,9 @@ def main() -> None:
     )
     store = S3Store(bucket=work["bucket"], prefix="", client=client)
     media = MediaClient(allowed_hosts=[urlsplit(work["urls"][0]).netloc], ca_bundle=work["ca"])
+    started = time.monotonic()
     archive_each(store, media, work)
+    print(time.monotonic() - started)
 
 
 def archive_each(store: Any, media: Any, work: dict[str, Any]) -> None:

@@ -160,7 +160,7 @@ def test_our_engine_delivers_the_files_of_the_source(
     network: Network, workload: Workload, tmp_path: Path, content: bytes
 ) -> None:
     with Ends(network, tmp_path, verify=True) as ends:
-        job, engine = Job(ends, workload, tmp_path), ours(PROJECT)
+        job, engine = Job(ends, workload, tmp_path, 4), ours(PROJECT)
         cost = run(engine.command(job), engine.environment(job))
         assert ends.stored() == {
             key: {"bytes": workload.size, "sha256": source.sha256(content, number, workload.size)}

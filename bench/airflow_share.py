@@ -1,0 +1,215 @@
+"""What Airflow itself costs a run: `python -m bench.airflow_share`.
+
+With `--profile`, where the time of mapped tasks goes is shown too; that needs py-spy and the right to trace processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from bench.ends import PROJECT
+from bench.measure import descendants
+from bench.results import keep
+from include.simulator.process import running_simulator
+from scripts.local_airflow import LocalAirflow
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from include.simulator.process import RunningSimulator
+
+ARCHIVE, EMPTY = "archive_meeting", "empty"
+TASKS = 32
+"""Participants of the runs that a task's own cost is taken from: each has a mapped task of its own."""
+
+EMPTY_DAG = """
+from airflow.sdk import dag, task
+
+
+@dag(schedule=None, params={"count": 1}, max_active_runs=100)
+def empty():
+    @task
+    def count(params):
+        return list(range(params["count"]))
+
+    @task
+    def nothing(number):
+        pass
+
+    nothing.expand(number=count())
+
+
+empty()
+"""
+# A frame of each kind, the innermost kind of work first: a stack counts for the first that it has.
+KINDS = {
+    "parsing the Dag file": ("dag_processing/dagbag", "(airflow/dag_processing"),
+    "importing, in the operator": ("importlib._bootstrap",),
+    "the operator's own work": ("include/provider/operators.py",),
+    "talking to Airflow's API server": ("supervisor.py", "api/client.py"),
+    "the rest of the task's process": ("task_runner.py",),
+}
+
+
+def cpu(pids: list[int]) -> float:
+    """Return the CPU seconds of some processes and all that they started, the ended ones included."""
+    total = 0
+    for pid in {one for top in pids for one in (top, *descendants(top))}:
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        total += sum(map(int, fields[11:15]))  # its own and that of the children it has waited for, user and system
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+class Bench:
+    """A running Airflow whose runs are measured."""
+
+    def __init__(self, airflow: LocalAirflow, simulator: RunningSimulator) -> None:
+        self._airflow = airflow
+        self._simulator = simulator
+        self.idle = 0.0
+
+    def settle_down(self, seconds: float = 10) -> None:
+        """Learn what Airflow burns when nothing runs."""
+        before = cpu(self._pids())
+        time.sleep(seconds)
+        self.idle = (cpu(self._pids()) - before) / seconds
+
+    def archive(self, participants: int, size: int) -> dict[str, Any]:
+        """Archive a recording of so many participants, each with one part."""
+        parts = [
+            {"participant": {"id": number, "name": f"Person {number}"}, "audio": {"seed": number, "bytes": size}}
+            for number in range(1, participants + 1)
+        ]
+        meeting = self._simulator.add_meeting(
+            created_at="2026-03-04T09:55:00+00:00", recordings=[{"artifacts": [{"parts": parts}]}]
+        )
+        return self._run(ARCHIVE, {"recording_id": meeting["recordings"][0]["id"]}, "archive_participant")
+
+    def empty(self, tasks: int) -> dict[str, Any]:
+        """Run so many mapped tasks that do nothing."""
+        return self._run(EMPTY, {"count": tasks}, "nothing")
+
+    def _run(self, dag: str, conf: dict[str, Any], mapped: str) -> dict[str, Any]:
+        self._airflow.wait_for_dag(dag)
+        before, started = cpu(self._pids()), time.monotonic()
+        run_id = self._airflow.trigger(dag, conf)
+        ended = self._airflow.wait(dag, run_id, timeout=900)
+        wall = time.monotonic() - started
+        time.sleep(2)  # the last task's process has been waited for by then
+        spent = cpu(self._pids()) - before - self.idle * (wall + 2)
+        if ended["state"] != "success":
+            raise SystemExit(f"{dag} {conf}: {ended['state']}")
+        tasks = [one for one in self._airflow.task_instances(dag, run_id) if one["task_id"] == mapped]
+        found = {"wall": wall, "cpu": spent, "tasks": len(tasks)}
+        print(f"{dag:16} {conf} {wall:6.1f} s, {spent:6.1f} CPU s, {len(tasks)} mapped tasks", flush=True)
+        return found
+
+    def _pids(self) -> list[int]:
+        return list(self._airflow.pids.values())
+
+
+@contextmanager
+def started(folder: Path) -> Iterator[tuple[Bench, LocalAirflow]]:
+    """Start Airflow, with the project's Dag and an empty one, and the simulator."""
+    dags = folder / "dags"
+    dags.mkdir()
+    shutil.copy(PROJECT / "dags" / f"{ARCHIVE}.py", dags)
+    (dags / f"{EMPTY}.py").write_text(EMPTY_DAG)
+    with running_simulator("--no-rate-limit", "--page-size", "100") as simulator:
+        env = {
+            "AIRFLOW_CONN_RECALL_DEFAULT": json.dumps(simulator.connection),
+            "AIRFLOW_VAR_RECALL_ARCHIVE_URI": (folder / "archive").as_uri(),
+            "AIRFLOW_VAR_RECALL_POLL_SECONDS": "1",
+        }
+        with LocalAirflow(folder / "airflow", env, dags=dags) as airflow:
+            bench = Bench(airflow, simulator)
+            airflow.wait_for_dag(ARCHIVE)
+            bench.empty(1)  # what only the first run pays
+            bench.archive(1, 1000)
+            bench.settle_down()
+            yield bench, airflow
+
+
+def slope(few: dict[str, Any], many: dict[str, Any]) -> float:
+    """Return the CPU seconds of one more mapped task."""
+    return float((many["cpu"] - few["cpu"]) / (many["tasks"] - few["tasks"]))
+
+
+def parse_over_bare(folder: Path, times: int = 7) -> float:
+    """Return the CPU seconds that parsing the Dag file takes more than parsing one without our imports."""
+    bare = folder / "bare.py"
+    bare.write_text("from airflow.sdk import DAG\n\nDAG('bare')\n")
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(PROJECT), "AIRFLOW_HOME": str(folder / "airflow")}
+    program = (
+        "import runpy, sys, time, airflow.sdk\n"
+        "before = time.process_time()\n"
+        "runpy.run_path(sys.argv[1])\n"
+        "print(time.process_time() - before)"
+    )
+
+    def cost(path: Path) -> float:
+        command = [sys.executable, "-c", program, str(path)]
+        return float(subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+    pairs = [(cost(PROJECT / "dags" / f"{ARCHIVE}.py"), cost(bare)) for _ in range(times)]
+    return median(ours - theirs for ours, theirs in pairs)
+
+
+def profile(bench: Bench, airflow: LocalAirflow, folder: Path) -> dict[str, float]:
+    """Return the share of each kind of work in the CPU time of the tasks' processes."""
+    output = folder / "stacks"
+    spy = [str(PROJECT / ".venv-bench" / "bin" / "py-spy"), "record", "--subprocesses", "--format", "raw"]
+    words = ["--rate", "200", "--output", str(output), "--pid", str(airflow.pids["scheduler"])]
+    with subprocess.Popen([*spy, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        time.sleep(2)
+        bench.archive(TASKS, 1000)
+        process.send_signal(2)
+    counts: Counter[str] = Counter()
+    for line in output.read_text().splitlines():
+        stack, _, count = line.rpartition(" ")
+        kind = next((kind for kind, frames in KINDS.items() if any(frame in stack for frame in frames)), None)
+        if kind:
+            counts[kind] += int(count)
+    total = counts.total() or 1
+    return {kind: counts[kind] / total for kind in KINDS}
+
+
+def main() -> None:
+    """Measure, and keep the figures."""
+    parser = argparse.ArgumentParser(prog="python -m bench.airflow_share", description=__doc__)
+    parser.add_argument("--participants", type=int, nargs="*", default=[1, 10, 100, 200, 1000], help="runs of so many")
+    parser.add_argument("--profile", action="store_true", help="show where the time of mapped tasks goes")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        folder = Path(name)
+        with started(folder) as (bench, airflow):
+            found: dict[str, Any] = {
+                "empty_task_cpu": slope(bench.empty(2), bench.empty(TASKS)),
+                "task_cpu": slope(bench.archive(2, 2**20), bench.archive(TASKS, 2**20)),
+                "idle_cpu": bench.idle,
+                "runs": {str(count): bench.archive(count, 2**20) for count in options.participants},
+            }
+            if options.profile:
+                found["profile"] = profile(bench, airflow, folder)
+        found["parse_over_bare"] = parse_over_bare(folder)
+    print(json.dumps({name: value for name, value in found.items() if name != "runs"}, indent=1))
+    keep({"airflow": found})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""Write the tables of docs/performance.md anew from the figures that are kept: `python -m bench.report`.
+
+The text around the tables is written by hand; each table stands between two marks.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bench.ends import PLAIN, PROJECT, SHAPED, TLS
+from bench.results import PATH, Figures, load, number
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+DOCUMENT = PROJECT / "docs" / "performance.md"
+SMALL, MEDIUM, LARGE = "200 × 1 MiB", "20 × 64 MiB", "1 × 1 GiB"
+OURS = "ours"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A figure that is to be reached.
+
+    :param what: what is measured.
+    :param value: reads it from all that is kept; a LookupError means that it was not measured.
+    :param gate: what must be reached.
+    :param stretch: what would be very good.
+    :param at_most: whether less is better.
+    """
+
+    what: str
+    value: Callable[[dict[str, Any], Figures], float]
+    gate: float
+    stretch: float
+    at_most: bool = False
+
+    def row(self, kept: dict[str, Any], figures: Figures) -> list[str]:
+        """Return the gate as a row of a table."""
+        sign = "≤" if self.at_most else "≥"
+        limits = [f"{sign} {self.gate:g}", f"{sign} {self.stretch:g}"]
+        try:
+            value = self.value(kept, figures)
+        except LookupError:
+            return [self.what, *limits, "not measured", ""]
+        reached = [limit for limit in (self.gate, self.stretch) if (value <= limit if self.at_most else value >= limit)]
+        return [self.what, *limits, number(value), ("**no**", "gate", "stretch")[len(reached)]]
+
+
+def _own(what: str, network: str, workload: str) -> Callable[[dict[str, Any], Figures], float]:
+    return lambda kept, figures: figures.median(what, network, workload, OURS)
+
+
+def _times(what: str, network: str, workload: str, engine: str) -> Callable[[dict[str, Any], Figures], float]:
+    """Return how many times more than ours another engine takes."""
+    return lambda kept, figures: (
+        figures.median(what, network, workload, engine) / figures.median(what, network, workload, OURS)
+    )
+
+
+def _memory(case: str, figure: str = "peak") -> Callable[[dict[str, Any], Figures], float]:
+    return lambda kept, figures: float(kept["memory"][case][figure]) / 1e6
+
+
+def _growth(kept: dict[str, Any], figures: Figures) -> float:
+    return _memory("1 × 1 GiB")(kept, figures) - _memory("1 × 64 MiB")(kept, figures)
+
+
+def _airflow(*names: str) -> Callable[[dict[str, Any], Figures], float]:
+    def value(kept: dict[str, Any], figures: Figures) -> float:
+        found: Any = kept["airflow"]
+        for name in names:
+            found = found[name]
+        return float(found)
+
+    return value
+
+
+_GUIDE, _BOTO3, _OPERATOR = "guide's script", "boto3 upload_fileobj", "HttpToS3Operator"
+_RELAY, _RCLONE, _RANGES = "kernel relay", "rclone copyurl", "rclone multi-thread"
+
+GATES = (
+    Gate("CPU s/GiB, plain, 20 × 64 MiB", _own("cpu", PLAIN.name, MEDIUM), 1.5, 1.2, at_most=True),
+    Gate("CPU s/GiB, plain, 1 × 1 GiB", _own("cpu", PLAIN.name, LARGE), 1.5, 1.2, at_most=True),
+    Gate("CPU s/GiB, TLS both ways, 20 × 64 MiB", _own("cpu", TLS.name, MEDIUM), 3.2, 2.6, at_most=True),
+    Gate("CPU s/GiB, TLS both ways, 1 × 1 GiB", _own("cpu", TLS.name, LARGE), 3.2, 2.6, at_most=True),
+    Gate("speed against the kernel relay, 20 × 64 MiB", _times("wall", PLAIN.name, MEDIUM, _RELAY), 0.55, 0.65),
+    Gate("speed against the kernel relay, 1 × 1 GiB", _times("wall", PLAIN.name, LARGE, _RELAY), 0.55, 0.65),
+    Gate("MiB/s, plain, 200 × 1 MiB, start and imports left out", _own("inner_speed", PLAIN.name, SMALL), 500, 900),
+    *(
+        Gate(
+            f"{label} of {name} for each of ours, plain, {workload}", _times(what, PLAIN.name, workload, name), *limits
+        )
+        for name, limits in ((_GUIDE, (5, 7)), (_BOTO3, (2.5, 3.5)))
+        for workload in (MEDIUM, LARGE)
+        for what, label in (("cpu", "CPU"), ("wall", "wall time"))
+    ),
+    Gate(
+        "memory of HttpToS3Operator for each of ours, 1 × 1 GiB", _times("peak", PLAIN.name, LARGE, _OPERATOR), 50, 90
+    ),
+    Gate("CPU of HttpToS3Operator for each of ours, 1 × 1 GiB", _times("cpu", PLAIN.name, LARGE, _OPERATOR), 6, 10),
+    *(
+        Gate(
+            f"speed against rclone copyurl, S3-like, {workload}",
+            _times("wall", SHAPED.name, workload, _RCLONE),
+            *limits,
+        )
+        for workload, limits in ((SMALL, (0.9, 1.1)), (MEDIUM, (1.4, 1.8)), (LARGE, (15, 28)))
+    ),
+    Gate("speed against rclone's 64 ranges, S3-like, 1 × 1 GiB", _times("wall", SHAPED.name, LARGE, _RANGES), 1.3, 1.9),
+    Gate("speed against rclone copyurl, plain, 20 × 64 MiB", _times("wall", PLAIN.name, MEDIUM, _RCLONE), 0.7, 0.9),
+    Gate("peak memory, MB, 4 streams", _own("peak", PLAIN.name, MEDIUM), 40, 25, at_most=True),
+    Gate("peak memory, MB, 64 streams at once", _memory("64 × 64 MiB"), 80, 50, at_most=True),
+    Gate("growth of peak memory, MB, 64 MiB to 1 GiB", _growth, 4, 0, at_most=True),
+    Gate("Airflow: CPU s of a mapped task", _airflow("task_cpu"), 0.6, 0.4, at_most=True),
+    Gate("Airflow: s of a run with 200 × 1 MiB", _airflow("runs", "200", "wall"), 15, 8, at_most=True),
+    Gate("Airflow: s of a run with 1000 participants", _airflow("runs", "1000", "wall"), 30, 12, at_most=True),
+    Gate(
+        "Airflow: CPU s of the Dag file's parse over a bare one", _airflow("parse_over_bare"), 0.1, 0.02, at_most=True
+    ),
+)
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Return a table in Markdown."""
+    head = list(head)
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def comparison(figures: Figures, network: str) -> str:
+    """Return the table of all engines on some links: a cell holds speed, CPU and memory."""
+    workloads = figures.workloads(network)
+
+    def cell(workload: str, engine: str) -> str:
+        found = [figures.spread(what, network, workload, engine) for what in ("speed", "cpu", "peak")]
+        return " · ".join(str(one) if what != 2 else number(one.middle) for what, one in enumerate(found) if one) or "–"
+
+    head = ["MiB/s · CPU s/GiB · MB", *workloads]
+    return table(
+        head, ([engine, *(cell(workload, engine) for workload in workloads)] for engine in figures.engines(network))
+    )
+
+
+def about(kept: dict[str, Any]) -> str:
+    """Say what was measured on what."""
+    machine = kept["machine"]
+    parts = " · ".join(f"{name} {version}" for name, version in kept["versions"].items())
+    lines = [f"{machine['date']}: {machine['processor']}, {machine['memory']}, Linux {machine['kernel']}.", f"{parts}."]
+    if kept["missing"]:
+        lines.append(f"Not to be had there: {', '.join(kept['missing'])}.")
+    return "\n".join(lines)
+
+
+def memory(kept: dict[str, Any]) -> str:
+    """Return the table of memory."""
+    rows = (
+        [name, *(f"{row[key] / 1e6:.0f}" for key in ("peak", "resident")), f"{row['wall']:.1f}"]
+        for name, row in kept["memory"].items()
+    )
+    return table(["files", "PSS, MB", "VmHWM, MB", "s"], rows)
+
+
+def airflow(kept: dict[str, Any]) -> str:
+    """Return the tables of Airflow's own share; that of a profile only where one was taken."""
+    found = kept["airflow"]
+    shares = table(["", "CPU s"], ([name, number(found[key])] for key, name in AIRFLOW_FIGURES.items() if key in found))
+    runs = table(
+        ["participants", "mapped tasks", "run, s", "CPU s of all of Airflow", "CPU s a participant"],
+        (
+            [count, str(run["tasks"]), number(run["wall"]), number(run["cpu"]), number(run["cpu"] / int(count))]
+            for count, run in found["runs"].items()
+        ),
+    )
+    profile = table(
+        ["where the CPU time of mapped tasks goes", "share"],
+        ([kind, f"{share:.0%}"] for kind, share in found.get("profile", {}).items()),
+    )
+    return "\n\n".join((shares, runs, *([profile] if "profile" in found else [])))
+
+
+AIRFLOW_FIGURES = {
+    "empty_task_cpu": "a mapped task that does nothing, in a bare Dag file",
+    "task_cpu": "a mapped task of `archive_participant`, one participant of 1 MiB",
+    "parse_over_bare": "parsing `dags/archive_meeting.py`, over a bare Dag file",
+}
+
+
+def gates(kept: dict[str, Any]) -> str:
+    """Return the table of what was to be reached."""
+    figures = Figures(kept["runs"])
+    return table(["what", "gate", "stretch", "reached", "holds"], (gate.row(kept, figures) for gate in GATES))
+
+
+def main() -> None:
+    """Put each table in its place, and draw the plots where matplotlib is to be had."""
+    kept = load()
+    figures = Figures(kept["runs"])
+    parts = {"about": about(kept), "gates": gates(kept)}
+    parts |= {name: comparison(figures, name) for name in (PLAIN.name, TLS.name, SHAPED.name) if figures.engines(name)}
+    parts |= {name: part(kept) for name, part in (("memory", memory), ("airflow", airflow)) if name in kept}
+    text = DOCUMENT.read_text(encoding="utf-8")
+    for name, part in parts.items():
+        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        before, _, rest = text.partition(begin)
+        text = f"{before}{begin}\n\n{part}\n\n{end}{rest.partition(end)[2]}"
+    DOCUMENT.write_text(text, encoding="utf-8")
+    drawing = PROJECT / ".venv-bench" / "bin" / "python"
+    if drawing.exists():
+        subprocess.run([drawing, PROJECT / "bench" / "plot.py", PATH, DOCUMENT.parent / "images"], check=True)
+
+
+if __name__ == "__main__":
+    main()
