@@ -65,7 +65,9 @@ def shown(row: Row) -> str:
     if "error" in row:
         return str(row["error"])[-300:]
     wall, gib, peak = row["wall"], row["bytes"] / 2**30, row["peak"] / 1e6
-    return f"{wall:7.2f} s {gib * 1024 / wall:6.0f} MiB/s {row['cpu'] / gib:6.2f} CPU s/GiB {peak:5.0f} MB"
+    text = f"{wall:7.2f} s {gib * 1024 / wall:6.0f} MiB/s {row['cpu'] / gib:6.2f} CPU s/GiB {peak:5.0f} MB"
+    inside = row["inside"]
+    return f"{text}; work alone {inside['wall']:6.2f} s {inside['cpu'] / gib:6.2f} CPU s/GiB" if inside else text
 
 
 def checkouts(paths: list[Path]) -> list[Engine]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import tempfile
@@ -28,14 +29,15 @@ class Cost:
     :param cpu: user and system seconds, children included.
     :param peak: bytes of memory, the highest sum of the processes' proportional shares that was seen.
     :param resident: bytes; the most that was ever resident in any one of the processes.
-    :param inside: seconds that the work itself took, where the program's last line says so.
+    :param inside: ``wall`` and ``cpu`` seconds of the work alone, without start and imports, where the program says so
+        in its last line.
     """
 
     wall: float
     cpu: float
     peak: int
     resident: int
-    inside: float | None
+    inside: dict[str, float] | None
 
 
 def run(
@@ -67,7 +69,7 @@ def run(
     if process.returncode:
         raise EngineError(f"exit code {process.returncode}: {said[-2000:]}")
     try:
-        inside = float(said.rpartition("\n")[2])
+        inside = json.loads(said.rpartition("\n")[2])
     except ValueError:
         inside = None
     return Cost(wall, usage.ru_utime + usage.ru_stime, peak, usage.ru_maxrss * 1024, inside)

@@ -31,9 +31,9 @@ def main() -> None:
     )
     store = S3Store(bucket=work["bucket"], prefix="", client=client)
     media = MediaClient(allowed_hosts=[urlsplit(work["urls"][0]).netloc], ca_bundle=work["ca"])
-    started = time.monotonic()
+    wall, cpu = time.monotonic(), time.process_time()
     archive_each(store, media, work)
-    print(time.monotonic() - started)
+    print(json.dumps({"wall": time.monotonic() - wall, "cpu": time.process_time() - cpu}))
 
 
 def archive_each(store: Any, media: Any, work: dict[str, Any]) -> None:

@@ -10,12 +10,13 @@ import os
 import socket
 import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 PIPE_BYTES = 1024 * 1024
 
@@ -128,17 +129,16 @@ def main() -> None:
     with open(path, encoding="utf-8") as file:
         work = json.load(file)
     copy = ENGINES[name](work)
-
-    def files() -> Iterator[tuple[str, str, int]]:
-        return zip(work["urls"], work["keys"], work["sizes"], strict=True)
-
+    files = zip(work["urls"], work["keys"], work["sizes"], strict=True)
+    wall, cpu = time.monotonic(), time.process_time()
     if work["workers"] == 1:
-        for one in files():
+        for one in files:
             copy(*one)
-        return
-    with ThreadPoolExecutor(min(work["workers"], len(work["urls"]))) as pool:
-        for done in [pool.submit(copy, *one) for one in files()]:
-            done.result()
+    else:
+        with ThreadPoolExecutor(min(work["workers"], len(work["urls"]))) as pool:
+            for done in [pool.submit(copy, *one) for one in files]:
+                done.result()
+    print(json.dumps({"wall": time.monotonic() - wall, "cpu": time.process_time() - cpu}))
 
 
 if __name__ == "__main__":

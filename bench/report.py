@@ -82,10 +82,17 @@ _GUIDE, _BOTO3, _OPERATOR = "guide's script", "boto3 upload_fileobj", "HttpToS3O
 _RELAY, _RCLONE, _RANGES = "kernel relay", "rclone copyurl", "rclone multi-thread"
 
 GATES = (
-    Gate("CPU s/GiB, plain, 20 × 64 MiB", _own("cpu", PLAIN.name, MEDIUM), 1.5, 1.2, at_most=True),
-    Gate("CPU s/GiB, plain, 1 × 1 GiB", _own("cpu", PLAIN.name, LARGE), 1.5, 1.2, at_most=True),
-    Gate("CPU s/GiB, TLS both ways, 20 × 64 MiB", _own("cpu", TLS.name, MEDIUM), 3.2, 2.6, at_most=True),
-    Gate("CPU s/GiB, TLS both ways, 1 × 1 GiB", _own("cpu", TLS.name, LARGE), 3.2, 2.6, at_most=True),
+    *(
+        Gate(
+            f"CPU s/GiB, {network.name}, {workload}{left_out}",
+            _own(what, network.name, workload),
+            *limits,
+            at_most=True,
+        )
+        for network, limits in ((PLAIN, (1.5, 1.2)), (TLS, (3.2, 2.6)))
+        for workload in (MEDIUM, LARGE)
+        for what, left_out in (("cpu", ""), ("inner_cpu", ", start and imports left out"))
+    ),
     Gate("speed against the kernel relay, 20 × 64 MiB", _times("wall", PLAIN.name, MEDIUM, _RELAY), 0.55, 0.65),
     Gate("speed against the kernel relay, 1 × 1 GiB", _times("wall", PLAIN.name, LARGE, _RELAY), 0.55, 0.65),
     Gate("MiB/s, plain, 200 × 1 MiB, start and imports left out", _own("inner_speed", PLAIN.name, SMALL), 500, 900),
@@ -188,6 +195,11 @@ AIRFLOW_FIGURES = {
 }
 
 
+PLOTS = (
+    "![MiB/s of each engine](images/performance-speed.svg)\n\n![CPU s/GiB of each engine](images/performance-cpu.svg)"
+)
+
+
 def gates(kept: dict[str, Any]) -> str:
     """Return the table of what was to be reached."""
     figures = Figures(kept["runs"])
@@ -198,7 +210,7 @@ def main() -> None:
     """Put each table in its place, and draw the plots where matplotlib is to be had."""
     kept = load()
     figures = Figures(kept["runs"])
-    parts = {"about": about(kept), "gates": gates(kept)}
+    parts = {"about": about(kept), "gates": gates(kept), "plots": PLOTS}
     parts |= {name: comparison(figures, name) for name in (PLAIN.name, TLS.name, SHAPED.name) if figures.engines(name)}
     parts |= {name: part(kept) for name, part in (("memory", memory), ("airflow", airflow)) if name in kept}
     text = DOCUMENT.read_text(encoding="utf-8")

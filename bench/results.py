@@ -63,7 +63,14 @@ class Figures:
     :param runs: its rows; those that failed count for nothing.
     """
 
-    UNITS = {"speed": "MiB/s", "cpu": "CPU s/GiB", "peak": "MB", "wall": "s", "inner_speed": "MiB/s"}
+    UNITS = {
+        "speed": "MiB/s",
+        "cpu": "CPU s/GiB",
+        "peak": "MB",
+        "wall": "s",
+        "inner_speed": "MiB/s",
+        "inner_cpu": "CPU s/GiB",
+    }
 
     def __init__(self, runs: list[dict[str, Any]]) -> None:
         self._runs = [row for row in runs if "error" not in row]
@@ -98,10 +105,9 @@ class Figures:
 
 def _figure(what: str, row: dict[str, Any]) -> float:
     gib = row["bytes"] / 2**30
-    if what == "speed":
-        return float(gib * 1024 / row["wall"])
-    if what == "inner_speed":
-        return float(gib * 1024 / row["inside"])
-    if what == "cpu":
-        return float(row["cpu"] / gib)
+    taken = row["inside"] if what.startswith("inner_") else row
+    if what.endswith("speed"):
+        return float(gib * 1024 / taken["wall"])
+    if what.endswith("cpu"):
+        return float(taken["cpu"] / gib)
     return float(row["peak"] / 1e6 if what == "peak" else row["wall"])

@@ -168,6 +168,8 @@ def test_our_engine_delivers_the_files_of_the_source(
         }
     assert 0 < cost.cpu < 2 * cost.wall + 1
     assert cost.peak > 10_000_000
+    assert cost.inside is not None
+    assert 0 < cost.inside["cpu"] < cost.cpu
 
 
 def test_the_cost_of_a_run_includes_what_it_started() -> None:
