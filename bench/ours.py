@@ -37,19 +37,26 @@ def main() -> None:
 
 
 def archive_each(store: Any, media: Any, work: dict[str, Any]) -> None:
-    """Archive one file a thread, as the engine without a batch API is used at its best."""
-    from include.archive.copy import archive_body
+    """Archive one file a thread, as a task of the pipeline does."""
+    from include.archive import copy
     from include.recall.media import PartSource
     from include.recall.models import SignedLink
 
+    # Checkouts from before there was a survey look each part up by itself.
+    survey = getattr(copy, "survey", None)
+    folders = sorted({key.rpartition("/")[0] for key in work["keys"]})
+    known = {"shelf": survey(store, folders, tidy=True)} if survey else {}
+
     def archive(url: str, key: str, size: int) -> None:
-        stored = archive_body(
+        stem = key.rpartition(".")[0]
+        stored = copy.archive_body(
             PartSource(media, SignedLink(url), lambda: SignedLink(url)),
             store,
-            key.rpartition(".")[0],
+            stem,
             source_format="mp3",
-            ids={"part-id": key.rpartition(".")[0].rpartition("/")[2]},
+            ids={"part-id": stem.rpartition("/")[2]},
             duration=None,
+            **known,
         )
         if stored.action != "stored" or stored.bytes != size:
             raise SystemExit(f"{key}: {stored.action}, {stored.bytes} of {size} bytes")
