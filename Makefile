@@ -1,15 +1,16 @@
 # Every path here is relative, so the project may live in a folder with spaces in its name.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test chaos kills saboteurs bench lint format lock simulator clean
+.PHONY: help setup run test test-distributed chaos kills saboteurs bench lint format lock simulator clean
 
 export PYTHONPATH := $(CURDIR)
 # The same text in and out, whatever the locale.
 export PYTHONUTF8 := 1
 
 PY := .venv/bin/python
+DISTRIBUTED := .venv-distributed/bin/python
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-17s %s\n", $$1, $$2}' Makefile
 
 setup: ## build the environment in .venv (PYTHON=... picks the interpreter)
 	@sh scripts/setup.sh
@@ -19,6 +20,12 @@ run: setup ## start Airflow and archive one meeting (see README for an account's
 
 test: setup ## run all tests (ARGS=... is handed to pytest)
 	@$(PY) -m pytest -q --durations=10 $(ARGS)
+
+test-distributed: setup ## lose a worker and a triggerer of an Airflow with Celery, Redis and PostgreSQL
+	@.venv/bin/uv venv -q --allow-existing --python $(PY) .venv-distributed
+	@.venv/bin/uv pip sync -q --python $(DISTRIBUTED) --require-hashes requirements/distributed.lock
+	@$(DISTRIBUTED) -m pytest -q tests/deploy
+	@$(DISTRIBUTED) -m tests.distributed.campaign $(ARGS)
 
 saboteurs: setup ## break the code on purpose, in a copy, and see that a test notices (ONLY=id for one)
 	@$(PY) -m tests.saboteurs.run $(if $(ONLY),--only $(ONLY)) $(ARGS)
@@ -49,15 +56,15 @@ format: setup ## rewrite the code in the project's style
 	@$(PY) -m ruff check --fix .
 	@$(PY) -m ruff format .
 
-lock: setup ## compile requirements/dev.lock and bench.lock anew
-	@.venv/bin/uv pip compile --universal --python-version 3.10 --generate-hashes --no-header \
-		-q -o requirements/dev.lock requirements/dev.in
-	@.venv/bin/uv pip compile --universal --python-version 3.10 --generate-hashes --no-header \
-		-q -o requirements/bench.lock requirements/bench.in
+lock: setup ## compile the lock files in requirements/ anew
+	@for name in dev distributed bench; do \
+		.venv/bin/uv pip compile --universal --python-version 3.10 --generate-hashes --no-header \
+			-q -o requirements/$$name.lock requirements/$$name.in || exit 1; \
+	done
 
 simulator: setup ## start the stand-in for Recall alone (ARGS=... is handed to it)
 	@$(PY) -m include.simulator $(ARGS)
 
 clean: ## remove the environment, run data and caches; the archive stays
-	@rm -rf .venv .venv-bench .run .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf .venv .venv-bench .venv-distributed .run .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

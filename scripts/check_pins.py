@@ -1,4 +1,4 @@
-"""Check that requirements.txt and requirements/dev.lock name the same versions; needs no network."""
+"""Check that requirements.txt and the lock files of whole environments name the same versions; needs no network."""
 
 from __future__ import annotations
 
@@ -33,8 +33,12 @@ def differences(requirements: str, lock: str) -> list[str]:
 def main() -> int:
     """Print the differences."""
     requirements = (PROJECT / "requirements.txt").read_text(encoding="utf-8")
-    lock = (PROJECT / "requirements" / "dev.lock").read_text(encoding="utf-8")
-    problems = differences(requirements, lock)
+    locks = [PROJECT / "requirements" / f"{name}.lock" for name in ("dev", "distributed")]
+    problems = [
+        f"{lock.name}: {problem}"
+        for lock in locks
+        for problem in differences(requirements, lock.read_text(encoding="utf-8"))
+    ]
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:

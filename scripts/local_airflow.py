@@ -49,7 +49,7 @@ class Login:
 
 
 class LocalAirflow:
-    """Airflow with SQLite and the LocalExecutor in a folder of its own.
+    """Airflow with SQLite and the LocalExecutor in a folder of its own; `env` may name another database and executor.
 
     Use it as a context manager: entering starts all components and waits until they are healthy; leaving ends them with
     everything that they started. They also end when this process dies.
@@ -60,6 +60,7 @@ class LocalAirflow:
     :param dags: folder of the Dags. Default: the project's.
     :param logs: folder of the components' logs. Default: `components` in home.
     :param log_level: Airflow's log level. Default INFO.
+    :param components: what to start: a name for each, and the arguments of the airflow command. Default: `COMPONENTS`.
     """
 
     def __init__(
@@ -71,8 +72,10 @@ class LocalAirflow:
         dags: Path = PROJECT / "dags",
         logs: Path | None = None,
         log_level: str = "INFO",
+        components: Mapping[str, tuple[str, ...]] = COMPONENTS,
     ) -> None:
         self.home = home.resolve()
+        self.components = components
         self.logs = (logs or self.home / "components").resolve()
         self.port = port or unused_port()
         self.url = f"http://{LOOPBACK}:{self.port}"
@@ -103,26 +106,34 @@ class LocalAirflow:
     def start(self) -> None:
         """Prepare the database and start all components, without waiting for them."""
         self.migrate()
-        for name in COMPONENTS:
+        for name in self.components:
             self.start_component(name)
 
     def start_component(self, name: str) -> int:
         """Start one component, for example again after it was killed.
 
-        :param name: one of `COMPONENTS`.
+        :param name: one of its components.
         :return: its process id.
         """
-        command = [sys.executable, "-m", "airflow", *COMPONENTS[name]]
+        command = [sys.executable, "-m", "airflow", *self.components[name]]
+        env = self.env_of(name)
+        return self._group.start(name, command, env=env, cwd=self.home, log=self.logs / f"{name}.log").pid
+
+    def env_of(self, name: str) -> dict[str, str]:
+        """Give the environment of one component.
+
+        :param name: one of its components.
+        """
         env = dict(self.env)
         if name == "api-server":
             # It writes its audit log on the event loop, which a request needs that has the turn and is about to end.
             env[DATABASE] = env[DATABASE].replace("timeout=60", "timeout=3")
-        return self._group.start(name, command, env=env, cwd=self.home, log=self.logs / f"{name}.log").pid
+        return env
 
     def kill(self, name: str, number: int = signal.SIGKILL) -> None:
         """Send a signal to one component and wait until it is gone.
 
-        :param name: one of `COMPONENTS`.
+        :param name: one of its components.
         :param number: the signal. Default SIGKILL.
         """
         process = self._group.processes[name]

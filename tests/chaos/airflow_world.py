@@ -130,8 +130,7 @@ class World:
             dags.mkdir(parents=True)
             for source, name in ((PROJECT / "dags/archive_meeting.py", DAG), (_HASTY, HASTY_DAG)):
                 (dags / f"{name}.py").write_text(source.read_text(encoding="utf-8") + SPY, encoding="utf-8")
-            self.airflow = LocalAirflow(self.folder / "home", self._env(), dags=dags, log_level=self.log_level)
-            starting.enter_context(self.airflow)
+            self.airflow = starting.enter_context(self._airflow(dags))
             self.airflow.wait_for_dag(DAG)
             self.airflow.wait_for_dag(HASTY_DAG)
             self.airflow.post("/variables", {"key": "recall_archive_uri", "value": "file:///nowhere"})
@@ -141,6 +140,9 @@ class World:
 
     def __exit__(self, *exc: object) -> None:
         self._resources.close()
+
+    def _airflow(self, dags: Path) -> LocalAirflow:
+        return LocalAirflow(self.folder / "home", self._env(), dags=dags, log_level=self.log_level)
 
     def _env(self) -> dict[str, str]:
         aws = {
