@@ -44,7 +44,7 @@ bench: setup ## measure the engine beside its peers and write docs/performance.m
 	@.venv/bin/uv venv -q --allow-existing --python $(PY) .venv-bench
 	@.venv/bin/uv pip sync -q --python .venv-bench/bin/python --require-hashes requirements/bench.lock
 	@$(PY) -m bench $(ARGS)
-	@$(if $(ARGS),true,$(PY) -m bench.memory && $(PY) -m bench.airflow_share && $(PY) -m bench.report)
+	@$(if $(ARGS),true,$(PY) -m bench.memory && $(PY) -m bench.airflow_share --profile && $(PY) -m bench.report)
 
 lint: setup ## check style, types and pins
 	@$(PY) -m ruff check .

@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -53,13 +54,15 @@ def empty():
 
 empty()
 """
-# A frame of each kind, the innermost kind of work first: a stack counts for the first that it has.
+_TASK, _IMPORT = "airflow/sdk/execution_time/task_runner.py", "importlib._bootstrap"
+# A stack is of the first kind whose words it has all. A task's process is a fork, with its supervisor in its stack.
 KINDS = {
-    "parsing the Dag file": ("dag_processing/dagbag", "(airflow/dag_processing"),
-    "importing, in the operator": ("importlib._bootstrap",),
-    "the operator's own work": ("include/provider/operators.py",),
-    "talking to Airflow's API server": ("supervisor.py", "api/client.py"),
-    "the rest of the task's process": ("task_runner.py",),
+    "importing what the operator needs": ("provider/operators.py", _IMPORT),
+    "the operator's own work": ("provider/operators.py",),
+    "parsing the Dag file": (f"parse ({_TASK}",),
+    "other imports of the task's process": (_TASK, _IMPORT),
+    "the rest of the task's process": (_TASK,),
+    "supervising the task, talking to Airflow's API server": ("supervisor.py",),
 }
 
 
@@ -171,18 +174,21 @@ def parse_over_bare(folder: Path, times: int = 7) -> float:
 
 
 def profile(bench: Bench, airflow: LocalAirflow, folder: Path) -> dict[str, float]:
-    """Return the share of each kind of work in the CPU time of the tasks' processes."""
+    """Return the share of each kind of work in the CPU time of the tasks' processes, nothing if it can't be seen."""
     output = folder / "stacks"
     spy = [str(PROJECT / ".venv-bench" / "bin" / "py-spy"), "record", "--subprocesses", "--format", "raw"]
-    words = ["--rate", "200", "--output", str(output), "--pid", str(airflow.pids["scheduler"])]
-    with subprocess.Popen([*spy, *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    where = ["--rate", "200", "--output", str(output), "--pid", str(airflow.pids["scheduler"])]
+    with subprocess.Popen([*spy, *where], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         time.sleep(2)
         bench.archive(TASKS, 1000)
-        process.send_signal(2)
+        process.send_signal(signal.SIGINT)
+    if not output.exists():
+        print("py-spy may not trace processes here, so nothing is said about where the time goes")
+        return {}
     counts: Counter[str] = Counter()
-    for line in output.read_text().splitlines():
+    for line in output.read_text(encoding="utf-8").splitlines():
         stack, _, count = line.rpartition(" ")
-        kind = next((kind for kind, frames in KINDS.items() if any(frame in stack for frame in frames)), None)
+        kind = next((kind for kind, words in KINDS.items() if all(word in stack for word in words)), None)
         if kind:
             counts[kind] += int(count)
     total = counts.total() or 1
@@ -204,8 +210,8 @@ def main() -> None:
                 "idle_cpu": bench.idle,
                 "runs": {str(count): bench.archive(count, 2**20) for count in options.participants},
             }
-            if options.profile:
-                found["profile"] = profile(bench, airflow, folder)
+            if options.profile and (shares := profile(bench, airflow, folder)):
+                found["profile"] = shares
         found["parse_over_bare"] = parse_over_bare(folder)
     print(json.dumps({name: value for name, value in found.items() if name != "runs"}, indent=1))
     keep({"airflow": found})
