@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 import random
 import re
 import time
@@ -39,8 +40,7 @@ from include.archive.layout import safe_id
 from include.errors import CodedError
 
 if TYPE_CHECKING:
-    import threading
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from include.archive.audio import MediaKind
     from include.archive.stores import ObjectInfo, Store
@@ -100,6 +100,10 @@ class Body(Protocol):
         """Read some bytes; 0 at the end. Raises a CodedError that is not permanent when the body was cut."""
         ...
 
+    def interrupt(self) -> None:
+        """Make a read that waits in another thread fail soon. Never raises."""
+        ...
+
     def close(self) -> None:
         """Let go of the connection."""
         ...
@@ -111,6 +115,74 @@ class Source(Protocol):
     def open(self, offset: int = 0, if_match: str | None = None) -> Body:
         """Open the body at ``offset``, provided that its version mark still is ``if_match``."""
         ...
+
+
+class Stop:
+    """Ends copies that run in other threads, also those that wait for a silent source.
+
+    It takes no lock, so a signal handler may set it whatever was interrupted.
+    """
+
+    def __init__(self) -> None:
+        self._is_set = False
+        self._bodies: dict[int, Body] = {}
+
+    def set(self) -> None:
+        """End all copies."""
+        self._is_set = True
+        for body in list(self._bodies.values()):
+            body.interrupt()
+
+    def is_set(self) -> bool:
+        """Tell whether copies are to end."""
+        return self._is_set
+
+    def wait(self, seconds: float) -> None:
+        """Pause, unless and until this is set."""
+        end = time.monotonic() + seconds
+        while not self._is_set and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, 0.1))
+
+    def watch(self, body: Body) -> None:
+        """Interrupt a body when this is set."""
+        self._bodies[id(body)] = body
+        if self._is_set:
+            body.interrupt()
+
+    def forget(self, body: Body) -> None:
+        """Leave a body alone that was watched."""
+        self._bodies.pop(id(body), None)
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """What is stored below some folders, looked up once for many parts.
+
+    :param keys: of each stem, the keys that it is stored under.
+    """
+
+    keys: Mapping[str, Sequence[str]]
+
+
+def survey(store: Store, folders: Sequence[str], *, tidy: bool = False) -> Shelf:
+    """Look up what is stored below some folders.
+
+    :param folders: for example those of a few participants of one recording.
+    :param tidy: remove the unfinished objects of earlier tries first; such a try that still runs somewhere then fails
+        at its next step.
+    """
+    if tidy:
+        store.abort_stale_below(folders)
+    return _listed(store, [f"{folder}/" for folder in folders])
+
+
+def _listed(store: Store, prefixes: Sequence[str]) -> Shelf:
+    keys: dict[str, list[str]] = {}
+    for info in store.list(os.path.commonprefix(prefixes)):
+        stem, _, extension = info.key.rpartition(".")
+        if extension in MEDIA_TYPE_OF_EXTENSION and info.key.startswith(tuple(prefixes)):
+            keys.setdefault(stem, []).append(info.key)
+    return Shelf(keys)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +239,8 @@ def archive_body(
     duration: float | None,
     pcm: PcmFormat | None = None,
     expected_sha256: str | None = None,
-    stop: threading.Event | None = None,
+    shelf: Shelf | None = None,
+    stop: Stop | None = None,
     progress: Callable[[int, int | None], None] | None = None,
     backoff: float = 0.5,
 ) -> StoredPart:
@@ -182,6 +255,8 @@ def archive_body(
     :param duration: seconds that the source states, for a plausibility check.
     :param pcm: how headerless samples are laid out, default 16 kHz, 16 bits, mono.
     :param expected_sha256: what a manifest says of the object; no other bytes are stored in its place.
+    :param shelf: what :func:`survey` found, with ``tidy``, in a folder that this part belongs to; by default the copy
+        does that for itself.
     :param stop: set it from another thread or a signal handler to end the copy.
     :param progress: called with bytes read and bytes in all (None when unknown), about once for each MiB.
     :param backoff: seconds before the first repetition; doubles up to 8 s.
@@ -202,6 +277,7 @@ def archive_body(
         duration=duration,
         pcm=pcm or PcmFormat(),
         expected_sha256=expected_sha256,
+        shelf=shelf,
         progress=progress,
     )
     try:
@@ -218,6 +294,7 @@ def find_stored(
     source_format: str | None,
     ids: Mapping[str, str],
     duration: float | None,
+    shelf: Shelf | None = None,
 ) -> StoredPart | None:
     """Describe what an earlier run stored under ``<folder>/<stem>.<extension>``, without asking the source.
 
@@ -236,6 +313,7 @@ def find_stored(
         duration=duration,
         pcm=PcmFormat(),
         expected_sha256=None,
+        shelf=shelf,
         progress=None,
     )
     return copy.find()
@@ -255,9 +333,9 @@ class _Restart(Exception):  # noqa: N818 - a turn of events, not an error
 class _Reader:
     """One body, read through cuts: opened again at the same place where the source can, from the start where not."""
 
-    def __init__(self, source: Source, *, stop: threading.Event | None, backoff: float) -> None:
+    def __init__(self, source: Source, *, stop: Stop | None, backoff: float) -> None:
         self._source = source
-        self._stop = stop
+        self._stop = stop or Stop()
         self._backoff = backoff
         self._body: Body | None = None
         self.transferred = 0
@@ -279,6 +357,7 @@ class _Reader:
     def close(self) -> None:
         if self._body is not None:
             body, self._body = self._body, None
+            self._stop.forget(body)
             body.close()
 
     def readinto(self, buffer: memoryview) -> int:
@@ -292,6 +371,7 @@ class _Reader:
                 count = self._read_some(buffer)
             except CodedError as error:
                 self.close()
+                self.check_stop()
                 self._futile += 1
                 if error.permanent or self._futile >= MAX_FUTILE_ATTEMPTS:
                     raise
@@ -326,6 +406,7 @@ class _Reader:
         if body.offset == 0:
             self.length, self._etag = body.length, body.etag
             self.content_type, self.checksums = body.content_type, dict(body.checksums)
+            self._stop.watch(body)
             if self._position:
                 self._position = 0
                 self._body = body
@@ -333,6 +414,7 @@ class _Reader:
             return body
         same = body.etag in {None, self._etag} and (self.length is None or body.length in {None, self.length})
         if body.offset == offset and same:
+            self._stop.watch(body)
             return body
         body.close()
         self._etag = None
@@ -356,7 +438,7 @@ class _Reader:
         self.wait(error, self._futile)
 
     def check_stop(self) -> None:
-        if self._stop is not None and self._stop.is_set():
+        if self._stop.is_set():
             raise StoppedError("told to stop")
 
     def wait(self, error: CodedError, attempt: int) -> None:
@@ -365,10 +447,7 @@ class _Reader:
         if asked > MAX_WAIT:
             raise error
         pause = max(asked, min(MAX_BACKOFF, self._backoff * 2 ** (attempt - 1)) * random.uniform(0.5, 1))  # noqa: S311
-        if self._stop is None:
-            time.sleep(pause)
-        else:
-            self._stop.wait(pause)
+        self._stop.wait(pause)
 
 
 class _Digests:
@@ -547,6 +626,7 @@ class _Copy:
         duration: float | None,
         pcm: PcmFormat,
         expected_sha256: str | None,
+        shelf: Shelf | None,
         progress: Callable[[int, int | None], None] | None,
     ) -> None:
         self._reader = reader
@@ -558,13 +638,15 @@ class _Copy:
         self._duration = duration
         self._pcm = pcm
         self._expected_sha256 = expected_sha256
+        self._shelf = shelf
         self._progress = progress
         self._view = memoryview(bytearray(BUFFER_BYTES))
 
     def run(self) -> StoredPart:
         stem = self._folder + self._stem
-        # First of all, so that an earlier try that still runs somewhere fails at its next step.
-        self._store.abort_stale(stem)
+        if self._shelf is None:
+            # First of all, so that an earlier try that still runs somewhere fails at its next step.
+            self._store.abort_stale(stem)
         existing = self._existing(stem)
         recognised = self._recognise(existing) if existing else None
         return recognised or self._attempt(existing)
@@ -574,9 +656,8 @@ class _Copy:
         return self._recognise(existing) if existing else None
 
     def _existing(self, stem: str) -> ObjectInfo | None:
-        keys = [
-            info.key for info in self._store.list(stem + ".") if info.key[len(stem) + 1 :] in MEDIA_TYPE_OF_EXTENSION
-        ]
+        shelf = self._shelf or _listed(self._store, [f"{stem}."])
+        keys = shelf.keys.get(stem, ())
         if len(keys) > 1:
             raise ContentConflictError(f"{self._store.uri(stem)}: stored more than once: {', '.join(keys)}")
         return self._store.stat(keys[0]) if keys else None

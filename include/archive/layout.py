@@ -48,6 +48,11 @@ def is_recording_folder(folder: str) -> bool:
     return _FOLDER.fullmatch(folder) is not None
 
 
+def participant_folder(participant_id: int) -> str:
+    """Return the folder of one participant's parts, relative to the recording's folder."""
+    return f"participant={safe_id(str(participant_id))}"
+
+
 def part_stem(participant_id: int, artifact_id: str, part_id: str) -> str:
     """Return the key of one part without its extension, relative to its recording's folder.
 
@@ -57,7 +62,7 @@ def part_stem(participant_id: int, artifact_id: str, part_id: str) -> str:
     :param artifact_id: the id of the separate-audio artifact.
     :param part_id: the part's id, unique within the artifact only.
     """
-    return f"participant={safe_id(str(participant_id))}/{safe_id(artifact_id)}/{safe_id(part_id)}"
+    return f"{participant_folder(participant_id)}/{safe_id(artifact_id)}/{safe_id(part_id)}"
 
 
 def is_key(key: str) -> bool:

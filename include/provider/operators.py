@@ -291,10 +291,12 @@ class RecallArchiveParticipantOperator(BaseOperator):
     ) -> None:
         kwargs.setdefault("retry_policy", RecallRetryPolicy())
         super().__init__(**kwargs)
+        from include.archive.copy import Stop
+
         self.batch = batch
         self.recall_conn_id = recall_conn_id
         self.aws_conn_id = aws_conn_id
-        self._stop = threading.Event()
+        self._stop = Stop()
         self._copying = False
 
     def execute(self, context: Context) -> list[dict[str, Any]]:

@@ -10,23 +10,26 @@ import json
 import logging
 import unicodedata
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from include.archive import manifest as manifests
-from include.archive.copy import StoredPart, archive_body, find_stored
+from include.archive.copy import StoredPart, archive_body, find_stored, survey
 from include.archive.errors import ContentConflictError, StorageError
-from include.archive.layout import MANIFEST_NAME, part_stem
+from include.archive.layout import MANIFEST_NAME, part_stem, participant_folder
 from include.errors import CodedError
 from include.provider.errors import PartsOwedError
 from include.recall.errors import RecallError, RecallMediaDeletedError, RecallMediaFailedError, RecallNotFoundError
 from include.recall.parts import list_parts, open_part
 
 if TYPE_CHECKING:
-    import threading
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
     from include.archive.audio import PcmFormat
+    from include.archive.copy import Shelf, Stop
     from include.archive.stores import Store
     from include.recall.client import RecallClient
     from include.recall.media import MediaClient
@@ -39,6 +42,9 @@ SINGLE_PARTICIPANT_LIMIT = 32
 
 MAX_BATCHES = 40
 """Above that limit, participants share about so many batches."""
+
+STREAMS = 8
+"""How many parts one task copies at a time."""
 
 XCOM_LIMIT = 48 * 1024
 """Bytes that one XCom row of ours may take."""
@@ -143,7 +149,7 @@ def archive(
     batch: Batch,
     *,
     pcm: PcmFormat,
-    stop: threading.Event,
+    stop: Stop,
     show: Callable[[str], None] = lambda label: None,
     known: Mapping[str, AudioArtifact] | None = None,
 ) -> list[dict[str, Any]]:
@@ -158,8 +164,8 @@ def archive(
     """
     manifest = manifests.load(ends.store, batch.folder)
     proven = {(part.artifact_id, part.part_id): part.sha256 for part in manifest.parts} if manifest else {}
-    receipts: list[dict[str, Any]] = []
     failures: list[tuple[str, str | None, CodedError]] = []
+    todo: list[tuple[AudioArtifact, AudioPart]] = []
     for artifact_id in batch.artifact_ids:
         try:
             listing = list_parts(ends.client, ends.media, artifact_id, artifact=(known or {}).get(artifact_id))
@@ -167,32 +173,64 @@ def archive(
             failures.append((artifact_id, None, error))
             continue
         show(label(listing.parts, batch.participant_ids))
-        for part in listing.parts:
-            if part.participant.id not in batch.participant_ids:
-                continue
-            try:
-                stored = archive_body(
-                    open_part(ends.client, ends.media, artifact_id, part),
-                    ends.store,
-                    part_stem(part.participant.id, artifact_id, part.id),
-                    folder=batch.folder,
-                    source_format=listing.artifact.format,
-                    ids=_ids(batch.recording_id, artifact_id, part),
-                    duration=part.duration,
-                    pcm=pcm,
-                    stop=stop,
-                    expected_sha256=proven.get((artifact_id, part.id)),
-                )
-            except CodedError as error:
-                if stop.is_set() or (isinstance(error, StorageError) and error.permanent):
-                    raise  # no other part would fare better
-                failures.append((artifact_id, part.id, error))
+        todo += [(listing.artifact, part) for part in listing.parts if part.participant.id in batch.participant_ids]
+    folders = [f"{batch.folder}/{participant_folder(one)}" for one in batch.participant_ids]
+    shelf = survey(ends.store, folders, tidy=True)
+
+    def copy(artifact: AudioArtifact, part: AudioPart) -> StoredPart:
+        stored = archive_body(
+            open_part(ends.client, ends.media, artifact.id, part),
+            ends.store,
+            part_stem(part.participant.id, artifact.id, part.id),
+            folder=batch.folder,
+            source_format=artifact.format,
+            ids=_ids(batch.recording_id, artifact.id, part),
+            duration=part.duration,
+            pcm=pcm,
+            shelf=shelf,
+            stop=stop,
+            expected_sha256=proven.get((artifact.id, part.id)),
+        )
+        log.info("Part %s: %s as %s, %d bytes", part.id, stored.action, stored.key, stored.bytes)
+        return stored
+
+    receipts: list[dict[str, Any]] = []
+    with closing(_each(copy, todo, stop)) as outcomes:
+        for (artifact, part), outcome in zip(todo, outcomes, strict=True):
+            if isinstance(outcome, CodedError):
+                if stop.is_set() or (isinstance(outcome, StorageError) and outcome.permanent):
+                    raise outcome  # no other part would fare better
+                failures.append((artifact.id, part.id, outcome))
             else:
-                log.info("Part %s: %s as %s, %d bytes", part.id, stored.action, stored.key, stored.bytes)
-                receipts.append({"artifact_id": artifact_id, "part_id": part.id, "stored": stored.to_dict()})
+                receipts.append({"artifact_id": artifact.id, "part_id": part.id, "stored": outcome.to_dict()})
     if failures:
         raise _summed_up(failures, len(receipts))
     return receipts
+
+
+def _each(
+    copy: Callable[[AudioArtifact, AudioPart], StoredPart], todo: Sequence[tuple[AudioArtifact, AudioPart]], stop: Stop
+) -> Generator[StoredPart | CodedError]:
+    """Copy parts, up to :data:`STREAMS` at a time, and yield what came of each, in order."""
+
+    def outcome(one: tuple[AudioArtifact, AudioPart]) -> StoredPart | CodedError:
+        try:
+            return copy(*one)
+        except CodedError as error:
+            return error
+
+    if len(todo) < 2:
+        yield from map(outcome, todo)
+        return
+    pool = ThreadPoolExecutor(min(STREAMS, len(todo)), "copy")
+    try:
+        for future in [pool.submit(outcome, one) for one in todo]:
+            yield future.result()
+    except BaseException:
+        stop.set()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @dataclass(frozen=True)
@@ -257,13 +295,16 @@ def settle(
         if artifact not in usable and artifact.status not in ("failed", "deleted")
     ]
     stored = {(one["artifact_id"], one["part_id"]): StoredPart.from_dict(one["stored"]) for one in receipts}
+    shelf = cache(partial(survey, ends.store, [folder]))
     people = _everyone(ends.media, recording)
     entries: list[manifests.PartEntry] = []
     for artifact in usable:
         for part in list_parts(ends.client, ends.media, artifact.id, artifact=artifact).parts:
             people.append(part.participant)
             try:
-                receipt = stored.get((artifact.id, part.id)) or _find(ends.store, folder, recording_id, artifact, part)
+                receipt = stored.get((artifact.id, part.id)) or _find(
+                    ends.store, folder, recording_id, artifact, part, shelf()
+                )
             except ContentConflictError as error:
                 owed.append({"artifact_id": artifact.id, "part_id": part.id, "code": error.code})
                 continue
@@ -371,7 +412,9 @@ def _summed_up(failures: list[tuple[str, str | None, CodedError]], stored: int) 
     return error
 
 
-def _find(store: Store, folder: str, recording_id: str, artifact: AudioArtifact, part: AudioPart) -> StoredPart | None:
+def _find(
+    store: Store, folder: str, recording_id: str, artifact: AudioArtifact, part: AudioPart, shelf: Shelf
+) -> StoredPart | None:
     return find_stored(
         store,
         part_stem(part.participant.id, artifact.id, part.id),
@@ -379,6 +422,7 @@ def _find(store: Store, folder: str, recording_id: str, artifact: AudioArtifact,
         source_format=artifact.format,
         ids=_ids(recording_id, artifact.id, part),
         duration=part.duration,
+        shelf=shelf,
     )
 
 

@@ -14,7 +14,7 @@ from include.archive.errors import IntegrityError
 from include.archive.layout import is_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from include.errors import CodedError
@@ -163,6 +163,13 @@ class Store(Protocol):
 
     def abort_stale(self, stem: str) -> int:
         """Remove unfinished objects that earlier tries left for keys ``<stem>.<extension>``.
+
+        :return: how many were removed.
+        """
+        ...
+
+    def abort_stale_below(self, folders: Sequence[str]) -> int:
+        """Remove unfinished objects that earlier tries left in some folders, or below them.
 
         :return: how many were removed.
         """

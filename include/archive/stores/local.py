@@ -119,20 +119,33 @@ class LocalStore:
     def abort_stale(self, stem: str) -> int:
         """See :meth:`include.archive.stores.base.Store.abort_stale`."""
         folder, _, name = checked_key(stem).rpartition("/")
+        return self._unlink_temporary(folder, f"{name}.")
+
+    def _unlink_temporary(self, folder: str, beginning: str) -> int:
         removed = 0
-        with _errors(stem):
+        with _errors(folder):
             try:
                 folder_fd = self._open_folder(folder)
             except FileNotFoundError:
                 return 0
             try:
                 for entry in os.listdir(folder_fd):
-                    if entry.startswith(f"{_TEMP}{name}."):
+                    if entry.startswith(_TEMP + beginning):
                         with suppress(FileNotFoundError):
                             os.unlink(entry, dir_fd=folder_fd)
                             removed += 1
             finally:
                 os.close(folder_fd)
+        return removed
+
+    def abort_stale_below(self, folders: Sequence[str]) -> int:
+        """See :meth:`include.archive.stores.base.Store.abort_stale_below`."""
+        removed = 0
+        todo = [checked_key(folder) for folder in folders]
+        while todo:
+            folder = todo.pop()
+            todo += self.folders(folder)
+            removed += self._unlink_temporary(folder, "")
         return removed
 
     def uri(self, key: str) -> str:

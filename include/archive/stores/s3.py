@@ -6,6 +6,7 @@ import base64
 import binascii
 import logging
 import math
+import os
 import random
 import re
 import time
@@ -262,16 +263,22 @@ class S3Store:
 
     def abort_stale(self, stem: str) -> int:
         """See :meth:`include.archive.stores.base.Store.abort_stale`."""
-        return self._abort_uploads(stem)
+        return self._abort_uploads(f"{checked_key(stem)}.", lambda key, _: is_of_stem(key, stem))
 
-    def _abort_uploads(self, stem: str, *, except_for: str | None = None) -> int:
+    def abort_stale_below(self, folders: Sequence[str]) -> int:
+        """See :meth:`include.archive.stores.base.Store.abort_stale_below`."""
+        places = tuple(f"{checked_key(folder)}/" for folder in folders)
+        return self._abort_uploads(os.path.commonprefix(places), lambda key, _: key.startswith(places))
+
+    def _abort_uploads(self, prefix: str, is_stale: Callable[[str, str], bool]) -> int:
+        """Abort uploads by their key and id."""
         removed = 0
         pages = self._client.get_paginator("list_multipart_uploads")
-        with self._errors("ListMultipartUploads", checked_key(stem)):
-            for page in pages.paginate(Bucket=self._bucket, Prefix=f"{self._prefix}{stem}."):
+        with self._errors("ListMultipartUploads", prefix):
+            for page in pages.paginate(Bucket=self._bucket, Prefix=f"{self._prefix}{prefix}"):
                 for upload in page.get("Uploads", []):
                     key = upload["Key"][len(self._prefix) :]
-                    if is_of_stem(key, stem) and upload["UploadId"] != except_for:
+                    if is_stale(key, upload["UploadId"]):
                         removed += self.abort_upload(key, upload["UploadId"])
         return removed
 
@@ -353,7 +360,7 @@ class S3Store:
             )
         if reply["ResponseMetadata"].get("RetryAttempts"):
             # The first answer may have been lost, and with it the id of an upload that nobody would ever end.
-            self._abort_uploads(key.rpartition(".")[0], except_for=reply["UploadId"])
+            self._abort_uploads(key, lambda other, upload_id: other == key and upload_id != reply["UploadId"])
         return reply["UploadId"]
 
     def upload_part(self, key: str, upload_id: str, number: int, data: bytes) -> CompletedPartTypeDef:

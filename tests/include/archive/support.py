@@ -123,6 +123,9 @@ class FakeBody:
         self._source.sent += len(piece)
         return len(piece)
 
+    def interrupt(self) -> None:
+        pass
+
     def close(self) -> None:
         self.closed = True
 

@@ -22,7 +22,7 @@ from botocore.exceptions import ConnectionClosedError
 from include.archive import copy as copy_module
 from include.archive import errors
 from include.archive.audio import PcmFormat, wav_header
-from include.archive.copy import StoredPart
+from include.archive.copy import Stop, StoredPart
 from include.archive.stores import S3Store
 from include.archive.stores import s3 as s3_module
 from include.archive.stores.s3 import PART_BYTES
@@ -610,7 +610,7 @@ def test_a_try_that_was_cleaned_up_begins_again(archive: Archive) -> None:
 
 @pytest.mark.parametrize("size", [1_000_000, PART_BYTES + 1_000_000])
 def test_a_stop_leaves_nothing(archive: Archive, size: int) -> None:
-    stop = threading.Event()
+    stop = Stop()
     with pytest.raises(errors.StoppedError) as caught:
         run(archive, FakeSource(audio(size)), stop=stop, progress=lambda done, total: stop.set())
     assert not caught.value.permanent
@@ -618,7 +618,7 @@ def test_a_stop_leaves_nothing(archive: Archive, size: int) -> None:
 
 
 def test_a_stop_ends_the_pause_between_attempts(archive: Archive) -> None:
-    stop = threading.Event()
+    stop = Stop()
     timer = threading.Timer(0.2, stop.set)
     timer.start()
     started = time.monotonic()

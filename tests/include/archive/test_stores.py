@@ -200,6 +200,18 @@ def test_of_two_overlapping_uploads_the_second_is_refused(archive: Archive) -> N
     assert archive.leftovers() == []
 
 
+def test_only_leftovers_below_the_folders_are_removed(archive: Archive) -> None:
+    keys = [f"r/participant={one}/artifact/part.ogg" for one in (1, 12, 13, 2)]
+    writers = [archive.store.write(key, media_type="audio/ogg") for key in keys]
+    for writer in writers:
+        writer.write(memoryview(audio(PART + 1)))
+    assert archive.store.abort_stale_below(["r/participant=1", "r/participant=12"]) == 2
+    assert {key.split("/")[1] for key in archive.leftovers()} == {"participant=13", "participant=2"}
+    assert archive.store.abort_stale_below(["nothing"]) == 0
+    for writer in writers:
+        writer.abort()
+
+
 @pytest.mark.parametrize("stem", [STEM, STEM + "0", STEM + "-1"])
 def test_only_the_leftovers_of_one_stem_are_removed(archive: Archive, stem: str) -> None:
     writers = [archive.store.write(f"{each}.ogg", media_type="audio/ogg") for each in (STEM, STEM + "0", STEM + "-1")]

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from include.archive.audio import PcmFormat
+from include.archive.copy import Stop
 from include.archive.stores import open_store
 from include.errors import CodedError
 from include.provider import transfer
@@ -72,7 +73,7 @@ class Archiving(RuleBasedStateMachine):
 
     def run(self, *, stop_after: float | None = None) -> str:
         """Do what one run does and return its outcome or code."""
-        stop = threading.Event()
+        stop = Stop()
         timer = None if stop_after is None else threading.Timer(stop_after, stop.set)
         if timer is not None:
             timer.start()

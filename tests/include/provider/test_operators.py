@@ -32,10 +32,10 @@ def no_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operators, "show_label", lambda context, label: None)
 
 
-def found(simulator: RunningSimulator, size: int = 3200) -> dict[str, Any]:
-    """Make a meeting of one part and return its recording, as the sensor does."""
+def found(simulator: RunningSimulator, size: int = 3200, parts: int = 1) -> dict[str, Any]:
+    """Make a meeting of one person's parts and return its recording, as the sensor does."""
     part = {"participant": {"id": 1, "name": "Ada"}, "audio": {"seed": 1, "bytes": size}}
-    ids = simulator.add_meeting(created_at=LONG_AGO, recordings=[{"artifacts": [{"parts": [part]}]}])
+    ids = simulator.add_meeting(created_at=LONG_AGO, recordings=[{"artifacts": [{"parts": [part] * parts}]}])
     (recording,) = RecallRecordingSensor(task_id="wait", bot_id=ids["bot_id"]).execute(Context())  # type: ignore[arg-type]
     return recording
 
@@ -80,9 +80,16 @@ def test_a_killed_task_stops_and_leaves_nothing(simulator: RunningSimulator, tmp
     assert files(tmp_path / "archive") == []
 
 
-def test_a_killed_task_does_not_wait_for_a_silent_source(simulator: RunningSimulator, tmp_path: Path) -> None:
-    operator = archiver(found(simulator, size=2_000_000))
-    simulator.add_faults({"origin": "media", "action": {"stall": 1_500_000, "stall_seconds": 60}})
+SILENT_BODY = {"origin": "media", "path": "-0", "action": {"stall": 1_500_000, "stall_seconds": 60}}
+SILENT_LIST = {"origin": "api", "path": "^/api/v1/download/", "action": {"stall": 5, "stall_seconds": 12}}
+
+
+@pytest.mark.parametrize(("parts", "fault"), [(1, SILENT_BODY), (3, SILENT_BODY), (1, SILENT_LIST)])
+def test_a_killed_task_does_not_wait_for_silent_sources(
+    simulator: RunningSimulator, tmp_path: Path, parts: int, fault: dict[str, Any]
+) -> None:
+    operator = archiver(found(simulator, size=2_000_000, parts=parts))
+    simulator.add_faults({**fault, "times": None})
     # As Airflow does on SIGTERM; seconds later it kills.
     before = signal.signal(signal.SIGALRM, lambda number, frame: operator.on_kill())
     signal.setitimer(signal.ITIMER_REAL, 2.0)

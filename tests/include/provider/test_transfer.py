@@ -10,6 +10,7 @@ import pytest
 
 from include.archive import manifest as manifests
 from include.archive.audio import PcmFormat
+from include.archive.copy import Stop
 from include.archive.errors import StorageError
 from include.archive.stores import open_store
 from include.errors import CodedError
@@ -57,7 +58,7 @@ class Meeting:
         return transfer.plan(self.ends, [(self.recording_id, self.folder)])
 
     def archive(self, batch: Batch, **more: Any) -> list[dict[str, Any]]:
-        return transfer.archive(self.ends, batch, pcm=PcmFormat(), stop=threading.Event(), **more)
+        return transfer.archive(self.ends, batch, pcm=PcmFormat(), stop=Stop(), **more)
 
     def settle(self, receipts: list[dict[str, Any]], reasons: Any = None) -> transfer.Settled:
         return transfer.settle(
@@ -278,7 +279,7 @@ def test_a_killed_task_leaves_nothing_behind(simulator: RunningSimulator, root: 
     meeting = Meeting(simulator, root, {"parts": [part(1, 1, size=3_000_000)]})
     simulator.add_faults({"origin": "media", "times": None, "action": {"rate": 500_000}})
     (batch,) = meeting.plan()
-    stop = threading.Event()
+    stop = Stop()
     threading.Timer(1.0, stop.set).start()
     with pytest.raises(CodedError) as caught:
         transfer.archive(meeting.ends, batch, pcm=PcmFormat(), stop=stop)
