@@ -153,6 +153,7 @@ def wav_padding(data_bytes: int) -> bytes:
 
 _TEXT_TYPES = re.compile(r"text/|application/(json|xml|xhtml|problem)|.*\+(json|xml)\b", re.IGNORECASE)
 _BYTE_ORDER_MARKS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
+_HIGH_HALF = bytes(range(0x80, 0x100))
 _CONTROL = frozenset(range(0x20)) - frozenset(b"\t\n\f\r") | {0x7F}
 
 
@@ -173,7 +174,7 @@ def _as_text(head: bytes) -> str | None:
     else:
         # Latin-1 stands for any encoding that contains ASCII; its high half must stay rare in a page.
         text = head.decode("latin-1")
-        if sum(byte < 0x80 for byte in head) < 0.7 * len(head):
+        if len(head.translate(None, _HIGH_HALF)) < 0.7 * len(head):
             return None
     return None if any(ord(char) in _CONTROL for char in text) or "\ufffd" in text[:-1] else text
 

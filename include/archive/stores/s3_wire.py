@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _TRAILER = "x-amz-checksum-crc32"
 _CODE = re.compile(rb"<Code>([^<]{1,64})</Code>")
-_FRAME_BYTES = 256 * 1024
+_FRAME_BYTES = 1024 * 1024
 _OF_ANOTHER_KIND = re.compile(r"^arn:|--x-s3$")
 """Access points and directory buckets are signed in ways of their own."""
 
