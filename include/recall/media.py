@@ -19,8 +19,8 @@ import time
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from urllib.parse import urljoin, urlsplit
 
+import certifi
 import urllib3
-from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.connection import HTTPConnection
 from urllib3.exceptions import HTTPError
 
@@ -220,7 +220,7 @@ class MediaClient:
         self._clock = clock
         # A pool manager of urllib3 never looks at the environment, and knows neither cookies nor credentials.
         self._pools = urllib3.PoolManager(
-            maxsize=MOST_CONNECTIONS, ssl_context=ssl.create_default_context(cafile=ca_bundle or DEFAULT_CA_BUNDLE_PATH)
+            maxsize=MOST_CONNECTIONS, ssl_context=ssl.create_default_context(cafile=ca_bundle or certifi.where())
         )
         rules = {"is_allowed": staticmethod(self._is_allowed)}
         use_connections(

@@ -31,7 +31,8 @@ from starlette.requests import ClientDisconnect
 from include.archive import manifest as manifests
 from include.archive.errors import NoSuchBucketError, StorageUnavailableError
 from include.archive.manifest import Manifest, MissingPart, PartEntry, ParticipantFacts, RecordingFacts
-from include.archive.stores import LocalStore, S3Store
+from include.archive.stores import LocalStore
+from include.archive.stores.s3 import S3Store
 from include.provider import archive_html, archive_page
 from include.provider.links import folder_url
 

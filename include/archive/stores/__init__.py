@@ -9,14 +9,13 @@ from urllib.parse import unquote, urlsplit
 from include.archive.errors import BadArchiveUriError
 from include.archive.stores.base import ObjectInfo, Store, Writer
 from include.archive.stores.local import LocalStore
-from include.archive.stores.s3 import S3Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mypy_boto3_s3 import S3Client
 
-__all__ = ["LocalStore", "ObjectInfo", "S3Store", "Store", "Writer", "open_store"]
+__all__ = ["LocalStore", "ObjectInfo", "Store", "Writer", "open_store"]
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
@@ -48,5 +47,8 @@ def open_store(uri: str, *, s3_client: Callable[[], S3Client] | None = None) -> 
             raise BadArchiveUriError("an S3 archive is addressed as s3://bucket/prefix")
         if s3_client is None:
             raise BadArchiveUriError("an S3 archive needs an S3 client")
+        # Not before it is needed: it brings botocore.
+        from include.archive.stores.s3 import S3Store
+
         return S3Store(bucket=netloc, prefix="/".join(segments), client=s3_client())
     raise BadArchiveUriError("the archive's address begins neither with s3:// nor with file:///")

@@ -108,7 +108,11 @@ class Wire:
             # What prepare() says of a body that it can't measure.
             prepared.headers.pop("Transfer-Encoding", None)
             prepared.headers["Content-Length"] = headers["Content-Length"]
-        reply = self._client._endpoint.http_session.send(prepared)
+        # As the client does: who watches its requests, or answers in the place of S3, sees these as well.
+        operation = "HeadObject" if method == "HEAD" else "UploadPart" if query else "PutObject"
+        _, reply = self._client.meta.events.emit_until_response(f"before-send.s3.{operation}", request=prepared)
+        if reply is None:
+            reply = self._client._endpoint.http_session.send(prepared)
         if reply.status_code == 200 and "ETag" in reply.headers:
             return {name.lower(): value for name, value in reply.headers.items()}
         code = _CODE.search(reply.content or b"")
@@ -116,7 +120,7 @@ class Wire:
             "Error": {"Code": code[1].decode("ascii", "replace") if code else ""},
             "ResponseMetadata": {"HTTPStatusCode": reply.status_code},
         }
-        raise ClientError(refusal, method)
+        raise ClientError(refusal, operation)
 
 
 class _Config:

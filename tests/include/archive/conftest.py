@@ -13,8 +13,9 @@ import boto3
 import pytest
 from botocore.config import Config
 
-from include.archive.stores import LocalStore, S3Store
+from include.archive.stores import LocalStore
 from include.archive.stores import s3 as s3_module
+from include.archive.stores.s3 import S3Store
 from tests.include.archive.support import Archive
 from tests.strict_s3.process import Process
 

@@ -23,9 +23,8 @@ from include.archive import copy as copy_module
 from include.archive import errors
 from include.archive.audio import PcmFormat, wav_header
 from include.archive.copy import Stop, StoredPart
-from include.archive.stores import S3Store
 from include.archive.stores import s3 as s3_module
-from include.archive.stores.s3 import PART_BYTES
+from include.archive.stores.s3 import PART_BYTES, S3Store
 from include.archive.stores.s3_wire import Body
 from include.errors import CodedError
 from tests.include.archive.conftest import BUCKET

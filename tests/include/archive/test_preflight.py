@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from include.archive import errors
-from include.archive.stores import LocalStore, S3Store
+from include.archive.stores import LocalStore
+from include.archive.stores.s3 import S3Store
 from tests.include.archive.conftest import BUCKET, make_client
 from tests.strict_s3.process import Process
 

@@ -16,8 +16,8 @@ from botocore.awsrequest import AWSResponse
 
 from include.archive import errors
 from include.archive.copy import archive_body
-from include.archive.stores import S3Store
 from include.archive.stores import s3 as s3_module
+from include.archive.stores.s3 import S3Store
 from tests.include.archive.conftest import BUCKET, make_client
 from tests.include.archive.support import IDS, STEM, Archive, FakeSource, audio, run, sha256
 from tests.strict_s3.process import Process

@@ -15,8 +15,9 @@ from botocore.exceptions import ClientError, ConnectionClosedError, NoCredential
 from botocore.stub import Stubber
 
 from include.archive import errors
-from include.archive.stores import LocalStore, S3Store, Store, open_store
+from include.archive.stores import LocalStore, Store, open_store
 from include.archive.stores import s3 as s3_module
+from include.archive.stores.s3 import S3Store
 from tests.include.archive.conftest import BUCKET, make_client
 from tests.include.archive.support import STEM, Archive, audio
 
