@@ -209,7 +209,7 @@ class RecallListParticipantAudioOperator(BaseOperator):
     :param recordings: what :class:`~include.provider.sensors.RecallRecordingSensor` returned.
     :param recall_conn_id: Airflow connection of type ``recall``.
     :param aws_conn_id: connection for an ``s3://`` archive.
-    :return: batches: ``recording_id``, ``folder``, ``artifact_ids``, ``participant_ids``. No names, no links.
+    :return: batches: ``recording_id``, ``folder``, ``artifact_ids``, ``participant_ids``, ``pcm``. No names, no links.
     """
 
     template_fields: Sequence[str] = ("recordings",)
@@ -232,6 +232,7 @@ class RecallListParticipantAudioOperator(BaseOperator):
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """List what is not archived yet."""
+        from include.archive.audio import PcmFormat
         from include.provider.sealing import SEALED_KEY, seal
         from include.provider.transfer import already_settled, plan
 
@@ -251,7 +252,11 @@ class RecallListParticipantAudioOperator(BaseOperator):
             self._leave_links(ends)
             artifact_ids = {one["recording_id"]: one.get("artifact_ids", ()) for one in self.recordings}
             known = unsealed(self, context)
-            batches = [batch.to_dict() for batch in plan(ends, wanted, artifact_ids=artifact_ids, known=known)]
+            pcm = PcmFormat(
+                rate=settings.PCM_RATE.get(), width=settings.PCM_WIDTH.get(), channels=settings.PCM_CHANNELS.get()
+            )
+            found = plan(ends, wanted, pcm=pcm, artifact_ids=artifact_ids, known=known) if wanted else []
+            batches = [batch.to_dict() for batch in found]
             if batches and (sealed := seal(known.values())):
                 context["ti"].xcom_push(key=SEALED_KEY, value=sealed)
             self.log.info("%d recordings to archive, in %d batches", len(wanted), len(batches))
@@ -301,22 +306,17 @@ class RecallArchiveParticipantOperator(BaseOperator):
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Copy the batch's parts."""
-        from include.archive.audio import PcmFormat
         from include.provider.transfer import Batch, archive, fit_for_xcom
 
         with error_reported(context):
             ends = open_ends(self.recall_conn_id, self.aws_conn_id)
             batch = Batch(**self.batch)
             self.folder_url = folder_url(ends.store, batch.folder)
-            pcm = PcmFormat(
-                rate=settings.PCM_RATE.get(), width=settings.PCM_WIDTH.get(), channels=settings.PCM_CHANNELS.get()
-            )
             self._copying = True
             try:
                 receipts = archive(
                     ends,
                     batch,
-                    pcm=pcm,
                     stop=self._stop,
                     show=lambda label: show_label(context, label),
                     known=unsealed(self, context),

@@ -17,6 +17,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from include.archive import manifest as manifests
+from include.archive.audio import PcmFormat
 from include.archive.copy import StoredPart, archive_body, find_stored, survey
 from include.archive.errors import ContentConflictError, StorageError
 from include.archive.layout import MANIFEST_NAME, part_stem, participant_folder
@@ -28,7 +29,6 @@ from include.recall.parts import list_parts, open_part
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
-    from include.archive.audio import PcmFormat
     from include.archive.copy import Shelf, Stop
     from include.archive.stores import Store
     from include.recall.client import RecallClient
@@ -58,12 +58,14 @@ class Batch:
     :param folder: its folder in the archive.
     :param artifact_ids: the artifacts that these participants have parts in.
     :param participant_ids: the participants, scoped by the recording.
+    :param pcm: how headerless samples are laid out, as :meth:`PcmFormat.parse` reads it.
     """
 
     recording_id: str
     folder: str
     artifact_ids: list[str]
     participant_ids: list[int]
+    pcm: str = str(PcmFormat())
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON can hold them."""
@@ -102,12 +104,14 @@ def plan(
     ends: Ends,
     recordings: Iterable[tuple[str, str]],
     *,
+    pcm: PcmFormat | None = None,
     artifact_ids: Mapping[str, Sequence[str]] | None = None,
     known: dict[str, AudioArtifact] | None = None,
 ) -> list[Batch]:
     """List every part of every artifact of some recordings, grouped by participant.
 
     :param recordings: id and folder of each.
+    :param pcm: how headerless samples are laid out, default 16 kHz, 16 bits, mono; looked up once for all batches.
     :param artifact_ids: by recording, all its artifacts where they are known; where not, they are listed.
     :param known: artifacts read a while ago, by id, which saves their calls; holds all that were used afterwards.
     """
@@ -138,6 +142,7 @@ def plan(
             folder=folder,
             artifact_ids=list(dict.fromkeys(one for who in some for one in artifacts_of[who])),
             participant_ids=some,
+            pcm=str(pcm or PcmFormat()),
         )
         for recording_id, folder, artifacts_of in found
         for some in _chunks(sorted(artifacts_of), size)
@@ -148,14 +153,12 @@ def archive(
     ends: Ends,
     batch: Batch,
     *,
-    pcm: PcmFormat,
     stop: Stop,
     show: Callable[[str], None] = lambda label: None,
     known: Mapping[str, AudioArtifact] | None = None,
 ) -> list[dict[str, Any]]:
     """Archive every part of a batch's participants; what fails doesn't keep the rest from being stored.
 
-    :param pcm: how headerless samples are laid out.
     :param stop: set it to end the copy.
     :param show: called with the participants' names as soon as they are known.
     :param known: artifacts read a while ago, by id; the API is asked for one only if its link is refused.
@@ -174,6 +177,7 @@ def archive(
             continue
         show(label(listing.parts, batch.participant_ids))
         todo += [(listing.artifact, part) for part in listing.parts if part.participant.id in batch.participant_ids]
+    pcm = PcmFormat.parse(batch.pcm)
     folders = [f"{batch.folder}/{participant_folder(one)}" for one in batch.participant_ids]
     shelf = survey(ends.store, folders, tidy=True)
 

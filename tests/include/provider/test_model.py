@@ -17,7 +17,6 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from include.archive.audio import PcmFormat
 from include.archive.copy import Stop
 from include.archive.stores import open_store
 from include.errors import CodedError
@@ -84,7 +83,7 @@ class Archiving(RuleBasedStateMachine):
                 failure: CodedError | None = None
                 for batch in transfer.plan(self.ends, [(self.recording_id, self.folder)]):
                     try:
-                        receipts += transfer.archive(self.ends, batch, pcm=PcmFormat(), stop=stop)
+                        receipts += transfer.archive(self.ends, batch, stop=stop)
                     except CodedError as error:
                         failure = failure or error
                 settled = transfer.settle(

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from include.archive import manifest as manifests
-from include.archive.audio import PcmFormat
 from include.archive.copy import Stop
 from include.archive.errors import StorageError
 from include.archive.stores import open_store
@@ -58,7 +57,7 @@ class Meeting:
         return transfer.plan(self.ends, [(self.recording_id, self.folder)])
 
     def archive(self, batch: Batch, **more: Any) -> list[dict[str, Any]]:
-        return transfer.archive(self.ends, batch, pcm=PcmFormat(), stop=Stop(), **more)
+        return transfer.archive(self.ends, batch, stop=Stop(), **more)
 
     def settle(self, receipts: list[dict[str, Any]], reasons: Any = None) -> transfer.Settled:
         return transfer.settle(
@@ -282,7 +281,7 @@ def test_a_killed_task_leaves_nothing_behind(simulator: RunningSimulator, root: 
     stop = Stop()
     threading.Timer(1.0, stop.set).start()
     with pytest.raises(CodedError) as caught:
-        transfer.archive(meeting.ends, batch, pcm=PcmFormat(), stop=stop)
+        transfer.archive(meeting.ends, batch, stop=stop)
     assert caught.value.code == "stopped"
     assert meeting.stored() == []
 
