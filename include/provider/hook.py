@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from include.archive.stores import Store
     from include.recall.client import RecallClient
     from include.recall.media import MediaClient
+    from include.recall.poll import Poller
+
+
+TURN_SECONDS = 300.0
+"""How long a task waits for its turn in the machine's request budget before it is tried again later."""
 
 
 class RecallHook(BaseHook):
@@ -26,6 +31,8 @@ class RecallHook(BaseHook):
     The connection: ``password`` is the API key; ``extra.region`` one of Recall's regions; ``host``, when set, is the
     base URL instead and used as it stands; ``extra.media_hosts`` (list of ``host`` or ``host:port``) names further
     hosts that audio may be fetched from, private addresses included. Other keys of ``extra`` are ignored.
+
+    Every request first asks the budget that all processes of the machine share (:mod:`include.recall.budget`).
 
     :param recall_conn_id: the connection, ``recall_default`` by default.
     """
@@ -49,14 +56,22 @@ class RecallHook(BaseHook):
         if self._client is None:
             if self._connection is None:
                 self._connection = self.get_connection(self.recall_conn_id)
-            self._client = _client_of(self._connection)
+            self._client = _client_of(self._connection, settings.REQUEST_SHARE.get(), patience=TURN_SECONDS)
         return self._client
 
-    async def aget_conn(self) -> RecallClient:
-        """Return the API client from within an event loop, which reading the connection doesn't block."""
-        if self._connection is None:
-            self._connection = await self.aget_connection(self.recall_conn_id)
-        return self.get_conn()
+    async def aget_poller(self, request_share: float) -> Poller:
+        """Return what waits for many meetings, from within an event loop, which reading the connection doesn't block.
+
+        :param request_share: part of Recall's request limits that this machine may use.
+        :raises RecallConfigError: as :meth:`get_conn`.
+        """
+        from include.recall.poll import Poller
+        from include.recall.retry import RetryPolicy
+
+        # It comes back to everything by itself, so it neither tries again nor queues for long.
+        connection = await self.aget_connection(self.recall_conn_id)
+        once = RetryPolicy(attempts=1, deadline=30.0)
+        return Poller(_client_of(connection, request_share, retry=once), request_share)
 
     def get_media(self) -> MediaClient:
         """Return a client for signed links.
@@ -75,7 +90,8 @@ class RecallHook(BaseHook):
         return f"{self.get_conn().base_url}/dashboard/explorer/bot/{bot_id}"
 
 
-def _client_of(connection: Connection) -> RecallClient:
+def _client_of(connection: Connection, share: float, **options: Any) -> RecallClient:
+    from include.recall.budget import FileBudget
     from include.recall.client import RecallClient
     from include.recall.errors import RecallConfigError
 
@@ -93,7 +109,9 @@ def _client_of(connection: Connection) -> RecallClient:
         base_url = RecallClient.base_url_for(region)
     else:
         raise RecallConfigError(f"{where} names neither extra.region nor a host; set extra.region to the key's region")
-    return RecallClient(api_key=connection.password or "", base_url=base_url, region=region)
+    key = (connection.password or "").strip()
+    budget = FileBudget(f"{base_url}\n{key}", share)
+    return RecallClient(api_key=key, base_url=base_url, region=region, budget=budget, **options)
 
 
 def _strings(value: Any, name: str) -> list[str]:

@@ -81,6 +81,7 @@ class RecallRecordingSensor(BaseSensorOperator):
         self.media_timeout = media_timeout
         self.wait_timeout = wait_timeout
         self.deferrable = deferrable
+        self._stage = ""
 
     def execute(self, context: Context) -> Any:
         """Look once; return if it is over, else wait in the triggerer or by rescheduling."""
@@ -126,6 +127,9 @@ class RecallRecordingSensor(BaseSensorOperator):
                 media_timeout=self._media_timeout(),
                 wait_timeout=wait_timeout,
                 started_at=started_at,
+                request_share=settings.REQUEST_SHARE.get(),
+                stage=self._stage,
+                seen_at=time.time(),
             ),
             method_name="resume",
             # The trigger ends itself with a code; this is for one that was lost.
@@ -159,6 +163,7 @@ class RecallRecordingSensor(BaseSensorOperator):
         from include.recall.watch import give_up_late, look
 
         seen = look(RecallHook(self.recall_conn_id).get_conn(), bot_id=self.bot_id, recording_id=self.recording_id)
+        self._stage = seen.stage
         self.log.info("The meeting is at: %s", seen.stage)
         context["ti"].xcom_push(key=STATUS_KEY, value=seen.stage)
         return give_up_late(

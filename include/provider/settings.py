@@ -103,6 +103,12 @@ WAIT_TIMEOUT_SECONDS: Setting[float] = Setting(
     _number(1, 31 * 86400),
     "Seconds for the whole wait, counted from the bot's join time where that lies ahead.",
 )
+REQUEST_SHARE: Setting[float] = Setting(
+    "recall_request_share",
+    0.8,
+    _number(0.01, 100),
+    "Part of Recall's request limits that this machine may use; above 1 only where Recall has raised the limits.",
+)
 RETENTION_HOURS: Setting[int] = Setting(
     "recall_retention_hours",
     166,
@@ -133,6 +139,7 @@ SETTINGS: tuple[Setting[Any], ...] = (
     POLL_SECONDS,
     MEDIA_TIMEOUT_SECONDS,
     WAIT_TIMEOUT_SECONDS,
+    REQUEST_SHARE,
     RETENTION_HOURS,
     PCM_RATE,
     PCM_WIDTH,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -120,6 +121,8 @@ class RecallClient:
     :param ca_bundle: file of trusted certificates, certifi's by default.
     :param connect_timeout: seconds for one connection.
     :param read_timeout: seconds for one whole reply.
+    :param patience: seconds that a call may wait for its turn in the budget, before its deadline begins to run.
+    :ivar calls: how many requests were sent, by the limit that they count against.
     :raises RecallConfigError: the key or base URL can't be used.
     """
 
@@ -135,6 +138,7 @@ class RecallClient:
         ca_bundle: str | None = None,
         connect_timeout: float = 10.0,
         read_timeout: float = 30.0,
+        patience: float = 0.0,
     ) -> None:
         redact_http_logs()
         key = api_key.strip()
@@ -143,12 +147,14 @@ class RecallClient:
         self.base_url = base_url.strip().rstrip("/")
         self.region = region
         self.server_time: datetime | None = None
+        self.calls: Counter[RequestKind] = Counter()
         if parsed(self.base_url) is None or re.search(r"[?#\s]", self.base_url):
             raise RecallConfigError("the base URL must be like https://us-west-2.recall.ai, without user or query")
         self._budget = budget
         self._retry = retry or RetryPolicy()
         self._connect_timeout = connect_timeout
         self._read_timeout = read_timeout
+        self._patience = patience
         self._proxies = {"https": https_proxy} if https_proxy else {}
         self._verify = ca_bundle or True
         self._headers = {
@@ -249,6 +255,17 @@ class RecallClient:
         artifacts = (AudioArtifact.parse(entry, path) for entry, path in self._walk("audio_separate/", params))
         return [artifact for artifact in artifacts if artifact.recording_id == recording_id]
 
+    def list_all_audio_separate(self, created_at_after: datetime) -> dict[str, list[AudioArtifact]]:
+        """List the workspace's separate audio, all pages, by recording.
+
+        :param created_at_after: only artifacts that began after it (which is not when they finished).
+        """
+        found: dict[str, list[AudioArtifact]] = {}
+        for entry, path in self._walk("audio_separate/", {"created_at_after": _moment(created_at_after)}):
+            artifact = AudioArtifact.parse(entry, path)
+            found.setdefault(artifact.recording_id, []).append(artifact)
+        return found
+
     def get_audio_separate(self, artifact_id: str) -> AudioArtifact:
         """Fetch one artifact, with a fresh link.
 
@@ -300,8 +317,15 @@ class RecallClient:
         if body is not None and key is not None:
             headers = {"Content-Type": "application/json", "Idempotency-Key": key}
 
+        # Once in the queue of all who share the budget, it is better to wait for one's turn than to come back later.
+        has_turn = self._wait_for_budget(kind, self._retry.clock() + self._patience) if self._patience else False
+
         def attempt(end: float) -> object:
-            self._wait_for_budget(kind, end)
+            nonlocal has_turn
+            if not has_turn:
+                self._wait_for_budget(kind, end)
+            has_turn = False
+            self.calls[kind] += 1
             reply = self._send(method, url, headers, body, end)
             if 300 <= reply.status < 400:
                 reply = self._send(method, self._redirected(method, url, reply), headers, body, end)
@@ -309,9 +333,9 @@ class RecallClient:
 
         return self._retry.run(attempt)
 
-    def _wait_for_budget(self, kind: RequestKind, end: float) -> None:
+    def _wait_for_budget(self, kind: RequestKind, end: float) -> bool:
         if self._budget is None:
-            return
+            return True
         left = max(0.0, end - self._retry.clock())
         wait = self._budget.take(kind, left)
         if wait > left:
@@ -320,6 +344,7 @@ class RecallClient:
             )
         if wait > 0:
             self._retry.sleep(wait)
+        return True
 
     def _send(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, end: float) -> _Reply:
         left = max(0.01, end - self._retry.clock())

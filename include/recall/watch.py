@@ -7,7 +7,7 @@ kept between looks, so any process may take the next one.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from include.recall.errors import (
     RecallError,
@@ -23,8 +23,24 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from include.recall.client import RecallClient
-    from include.recall.models import AudioArtifact, Recording
+    from include.recall.models import AudioArtifact, Bot, Recording
+
+
+class Source(Protocol):
+    """What a look asks: the API (:class:`include.recall.client.RecallClient`), or what was fetched from it."""
+
+    @property
+    def server_time(self) -> datetime | None:
+        """The API's own clock."""
+
+    def get_bot(self, bot_id: str) -> Bot:
+        """Return a bot."""
+
+    def get_recording(self, recording_id: str) -> Recording:
+        """Return a recording."""
+
+    def list_audio_separate(self, recording_id: str) -> list[AudioArtifact]:
+        """Return all of a recording's artifacts."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +113,10 @@ class Look:
         )
 
 
-def look(client: RecallClient, *, bot_id: str | None = None, recording_id: str | None = None) -> Look:
+def look(client: Source, *, bot_id: str | None = None, recording_id: str | None = None) -> Look:
     """Look once at a bot with all its recordings, or at one recording.
 
-    :param client: the API.
+    :param client: the API, or what stands for it.
     :param bot_id: the bot, unless a recording is given.
     :param recording_id: one recording alone, whatever else its bot recorded.
     :raises RecallError: the meeting has ended in a way that leaves nothing to archive (``bot_fatal``, ``not_recorded``,
@@ -127,7 +143,7 @@ def look(client: RecallClient, *, bot_id: str | None = None, recording_id: str |
     return Look(_stage_of(recordings), recordings, bot_is_done=True)
 
 
-def _look_at_recording(client: RecallClient, recording_id: str) -> Look:
+def _look_at_recording(client: Source, recording_id: str) -> Look:
     recording = client.get_recording(recording_id)
     forms: int | None = None
     if recording.is_settled and recording.bot_id is not None:
@@ -140,7 +156,7 @@ def _look_at_recording(client: RecallClient, recording_id: str) -> Look:
     return Look(_stage_of((watched,)), (watched,), bot_is_done=True)
 
 
-def _assess(client: RecallClient, recording: Recording, bot_id: str | None, forms: int | None) -> WatchedRecording:
+def _assess(client: Source, recording: Recording, bot_id: str | None, forms: int | None) -> WatchedRecording:
     if not recording.is_settled:
         return _watched(recording, f"recording {recording.status}", bot_id)
     artifacts = client.list_audio_separate(recording.id)

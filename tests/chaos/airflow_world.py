@@ -156,6 +156,7 @@ class World:
             "AIRFLOW_CONN_RECALL_DEFAULT": json.dumps(self.recall.connection),
             "AIRFLOW_CONN_AWS_DEFAULT": json.dumps(aws),
             "AIRFLOW_VAR_RECALL_POLL_SECONDS": "1",
+            "AIRFLOW_VAR_RECALL_REQUEST_SHARE": "100",
             "CHAOS_LINKS": str(self.links),
         }
 

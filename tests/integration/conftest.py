@@ -86,6 +86,7 @@ def airflow(
         "AIRFLOW_CONN_RECALL_DEFAULT": json.dumps(simulator.connection),
         "AIRFLOW_CONN_AWS_DEFAULT": json.dumps(aws),
         "AIRFLOW_VAR_RECALL_POLL_SECONDS": "1",
+        "AIRFLOW_VAR_RECALL_REQUEST_SHARE": "100",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"admin:admin,{VIEWER}:viewer",
     }
     # DEBUG, so that whatever a library may log is in the logs that are searched for secrets.

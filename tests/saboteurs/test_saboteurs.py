@@ -51,8 +51,8 @@ def test_every_promise_has_a_saboteur() -> None:
     promises = ["archive/copy", "archive/audio", "archive/layout", "archive/manifest"]
     promises += ["archive/stores/local", "archive/stores/s3"]
     promises += [f"recall/{name}" for name in ("client", "retry", "transport", "media", "redaction", "models")]
-    promises += [f"recall/{name}" for name in ("parts", "readiness", "watch")]
-    promises += [f"provider/{name}" for name in ("errors", "operators", "sensors", "transfer", "triggers")]
+    promises += [f"recall/{name}" for name in ("budget", "parts", "poll", "readiness", "watch")]
+    promises += [f"provider/{name}" for name in ("errors", "operators", "sealing", "sensors", "transfer", "triggers")]
     assert {f"include/{name}.py" for name in promises} <= {one.file for one in SABOTEURS}
 
 

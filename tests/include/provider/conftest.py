@@ -74,5 +74,6 @@ def simulator(
     monkeypatch.setenv("AIRFLOW_CONN_RECALL_DEFAULT", json.dumps(shared_simulator.connection))
     monkeypatch.setenv("AIRFLOW_VAR_RECALL_ARCHIVE_URI", (tmp_path / "archive").as_uri())
     monkeypatch.setenv("AIRFLOW_VAR_RECALL_POLL_SECONDS", "0.2")
+    monkeypatch.setenv("AIRFLOW_VAR_RECALL_REQUEST_SHARE", "100")  # one simulator serves all tests of a session
     yield shared_simulator
     shared_simulator.control("DELETE", "/faults")
