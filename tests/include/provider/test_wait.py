@@ -36,6 +36,7 @@ def fire(**arguments: Any) -> Any:
         "media_timeout": 60.0,
         "wait_timeout": 600.0,
         "started_at": time.time(),
+        "request_share": 100.0,
     }
     trigger = RecallRecordingTrigger(**{**defaults, **arguments})
 
