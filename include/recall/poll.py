@@ -49,6 +49,9 @@ ROUND = 64
 THREADS = 8
 """Looks at the same time, so that one slow answer doesn't hold up the rest."""
 
+NO_ROOM_SECONDS = 5.0
+"""When to come back to a meeting that needs a list call, of which there is none left."""
+
 LONGEST_RECORDING = timedelta(days=1)
 """How far back the list of recordings under way is read; an older one is looked at by itself."""
 
@@ -141,8 +144,11 @@ class Poller:
             self._note(before)
         now = self._clock()
         seen = {subject: result for subject, result in results.items() if result is not None}
-        for subject, result in seen.items():
+        for subject, result in results.items():
             meeting = self._meetings[subject]
+            if result is None:
+                meeting.due = now + NO_ROOM_SECONDS
+                continue
             meeting.looked = now
             if isinstance(result, CodedError):
                 meeting.due = now + max(meeting.interval, result.retry_after or 0.0)

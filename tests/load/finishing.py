@@ -86,15 +86,15 @@ def work(events: Queue[Any], results: Queue[Any]) -> None:
             results.put((time.time(), f"{type(error).__name__}: {error}"))
 
 
-def play(simulator: RunningSimulator, meetings: int, workers: int, share: float) -> bool:
+def play(simulator: RunningSimulator, meetings: int, workers: int, share: float, spread: float) -> bool:
     from include.provider.triggers import RecallRecordingTrigger
 
-    rest = 30.0 + meetings / 20
+    rest = 10.0 + meetings / 20
     draw = random.Random(1)
     began = time.time()
     triggers, last = [], 0.0
     for _ in range(meetings):
-        ends = rest + draw.uniform(0, 60) - (time.time() - began)
+        ends = rest + draw.uniform(0, spread) - (time.time() - began)
         last = max(last, time.time() + ends + 6)
         timeline = [{"at": 0, "code": "in_call_recording"}, {"at": ends, "code": "call_ended"}]
         timeline.append({"at": ends + 2, "code": "done"})
@@ -125,12 +125,12 @@ def play(simulator: RunningSimulator, meetings: int, workers: int, share: float)
         events.put(None)
     for process in processes:
         process.join()
-    first = last - 66
+    first = last - spread - 6
     failed = [what for _, what in done if what != PARTICIPANTS]
     journal = simulator.journal()
     made = calls(journal)
     refused = sum(one["status"] == 429 for one in journal)
-    print(f"{meetings} meetings of {PARTICIPANTS} end within a minute; {workers} workers, share {share}")
+    print(f"{meetings} meetings of {PARTICIPANTS} end within {spread:.0f} s; {workers} workers, share {share}")
     print(f"  calls {dict(made)}, {made.total() / meetings:.1f} a meeting; 429s {refused}")
     for kind, limit in (("list", 60), ("retrieve", 300)):
         print(f"  {kind:9} in the busiest minute {busiest_minute(journal, kind):4} of {limit}")
@@ -140,7 +140,7 @@ def play(simulator: RunningSimulator, meetings: int, workers: int, share: float)
     for name, part in (("limits", 1.0), ("share of them", share)):
         # Each needs three retrieve calls: what became of its bot, then bot and artifact for the manifest.
         minutes = -(-3 * meetings // int(300 * part)) - 1
-        print(f"  least possible under Recall's {name}: {max(60, 60 * minutes)} s from the first end")
+        print(f"  least possible under Recall's {name}: {max(spread, 60 * minutes):.0f} s from the first end")
     if failed:
         print(f"  failed: {len(failed)}, first: {failed[0]}")
     return refused == 0 and not failed and len(done) == meetings
@@ -153,13 +153,14 @@ def main() -> int:
     parser.add_argument("--meetings", type=int, default=200)
     parser.add_argument("--workers", type=int, default=6)
     parser.add_argument("--share", type=float, default=0.8)
+    parser.add_argument("--spread", type=float, default=60.0, help="seconds within which all end (%(default)s)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="load-") as folder, running_simulator() as simulator:
         airflow_in(folder)
         os.environ["AIRFLOW_CONN_RECALL_DEFAULT"] = json.dumps(simulator.connection)
         os.environ["AIRFLOW_VAR_RECALL_REQUEST_SHARE"] = str(options.share)
         os.environ["AIRFLOW_VAR_RECALL_ARCHIVE_URI"] = (Path(folder) / "archive").as_uri()
-        return 0 if play(simulator, options.meetings, options.workers, options.share) else 1
+        return 0 if play(simulator, options.meetings, options.workers, options.share, options.spread) else 1
 
 
 if __name__ == "__main__":

@@ -40,8 +40,8 @@ def meeting(simulator: RunningSimulator, number: int, ends: float) -> tuple[str,
 def play(simulator: RunningSimulator, meetings: int, seconds: float) -> bool:
     from include.provider.triggers import RecallRecordingTrigger
 
-    # One recording in forty ends within the time, spread over it.
-    ends = {number: seconds * (0.1 + 0.7 * number / meetings) for number in range(0, meetings, 40)}
+    # One recording in forty ends, spread over the first half of the time.
+    ends = {number: seconds * (0.1 + 0.4 * number / meetings) for number in range(0, meetings, 40)}
     began = time.time()
     triggers = []
     for number in range(meetings):
