@@ -1,0 +1,25 @@
+"""The two load scripts, in small."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("tests.load.waiting", "--meetings", "60", "--seconds", "40"),
+        ("tests.load.finishing", "--meetings", "6", "--workers", "2", "--spread", "3"),
+    ],
+    ids=["waiting", "finishing"],
+)
+def test_nothing_is_refused_and_nobody_is_left_out(words: tuple[str, ...]) -> None:
+    done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "429s 0" in done.stdout
