@@ -105,7 +105,7 @@ class Poller:
         self._spent: deque[tuple[float, RequestKind, int]] = deque()
         self._meetings: dict[Subject, _Meeting] = {}
         self._pages = {"recording": 1, "audio_separate": 1}
-        self._walked = float("-inf")
+        self._next_walk = float("-inf")
 
     def round(self, waiting: Iterable[Watched]) -> dict[Subject, Look | CodedError]:
         """Look at the meetings that are due, as many as the budget has room for.
@@ -168,9 +168,9 @@ class Poller:
             return
         # These walks leave half of the list calls to those that need an artifact listed.
         every = max(min(one.interval for one in recorded), 2 * pages * 60 / self._a_minute["list"])
-        if now < self._walked + every or self._room("list") < pages:
+        if now < self._next_walk or self._room("list") < pages:
             return
-        self._walked = now
+        self._next_walk = now + every
         before = self._client.calls.copy()
         try:
             under_way = self._client.list_recordings(
@@ -184,7 +184,8 @@ class Poller:
         for (bot_id, recording_id), meeting in self._meetings.items():
             if meeting.stage == RECORDED and not meeting.urgent:
                 meeting.urgent = (recording_id or bot_id) not in ids
-                meeting.due = now if meeting.urgent else now + max(every, meeting.interval)
+                # The next walk comes first; without one, it is looked at by itself.
+                meeting.due = now if meeting.urgent else now + 2 * max(every, meeting.interval)
 
     def _walk_artifacts(self, source: _Source) -> None:
         """List the artifacts of many recordings at once, where that takes fewer calls than one by one."""

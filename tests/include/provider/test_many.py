@@ -197,6 +197,8 @@ def test_hundreds_stay_within_half_of_the_share(simulator: RunningSimulator, tmp
     for kind, most in (("list", 24), ("retrieve", 120 + 64)):
         minutes = (sum(made.get(kind, 0) for at, made in spent if now <= at < now + 60) for now, _ in spent)
         assert max(minutes) <= most
+    # One look each, and a few before the first walk.
+    assert client.calls["retrieve"] < 450
 
 
 def test_the_budget_is_everyones(limited: RunningSimulator, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -22,14 +21,11 @@ from pathlib import Path
 from include.recall.budget import FileBudget
 
 budget = FileBudget("https://recall.example key", float(sys.argv[2]), folder=Path(sys.argv[1]))
-taken = 0
-while True:
-    if budget.take("list", 0.0) == 0.0:
-        taken += 1
-        print(taken, flush=True)
-    elif len(sys.argv) == 3:
-        break
+print("ready", flush=True)
+while not Path(sys.argv[3]).exists():
     time.sleep(0.001)
+while budget.take("list", 0.0) == 0.0:
+    print("taken", flush=True)
 """
 
 
@@ -149,17 +145,34 @@ def test_a_folder_that_is_not_ours_alone_is_not_used(tmp_path: Path, clock: Cloc
     assert [one for one in tmp_path.rglob("*") if one.is_file()] == ([folder] if how == "a file" else [])
 
 
-def test_processes_share_it(folder: Path) -> None:
-    """Many at once get exactly the share; one that is killed at work neither blocks the rest nor hands out more."""
-    words = [sys.executable, "-c", TAKE, str(folder), "0.5"]
+def start(folder: Path, share: float, go: Path) -> subprocess.Popen[str]:
+    """Start a process that takes what it can get as soon as ``go`` is there."""
+    words = [sys.executable, "-c", TAKE, str(folder), str(share), str(go)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen([*words, "for ever"], stdout=subprocess.PIPE, text=True, env=environment) as victim:
-        assert victim.stdout is not None
-        for _ in range(3):
-            victim.stdout.readline()
-        os.kill(victim.pid, signal.SIGKILL)
-        taken = 3 + len(victim.stdout.read().splitlines())
-    others = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(4)]
-    taken += sum(len(one.communicate(timeout=60)[0].splitlines()) for one in others)
-    # The victim may have entered a request that it did not live to tell of.
-    assert 29 <= taken <= 30
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_processes_share_it(folder: Path, tmp_path: Path) -> None:
+    """Many at once get exactly the share."""
+    go = tmp_path / "go"
+    processes = [start(folder, 20.0, go) for _ in range(4)]
+    go.touch()
+    assert sum(len(one.communicate(timeout=60)[0].splitlines()) for one in processes) == 20 * LIMITS["list"]
+
+
+def test_one_that_is_killed_at_work_blocks_nobody(folder: Path, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    go.touch()
+    victim = start(folder, 20.0, go)
+    assert victim.stdout is not None
+    for _ in range(100):
+        victim.stdout.readline()
+    victim.kill()
+    taken = 100 + len(victim.communicate()[0].splitlines())
+    assert taken < 20 * LIMITS["list"]
+    taken += len(start(folder, 20.0, go).communicate(timeout=60)[0].splitlines())
+    # It may have entered a request that it did not live to tell of.
+    assert 20 * LIMITS["list"] - 1 <= taken <= 20 * LIMITS["list"]
