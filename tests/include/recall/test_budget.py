@@ -26,6 +26,7 @@ while not Path(sys.argv[3]).exists():
     time.sleep(0.001)
 while budget.take("list", 0.0) == 0.0:
     print("taken", flush=True)
+    time.sleep(float(sys.argv[4]))
 """
 
 
@@ -145,9 +146,9 @@ def test_a_folder_that_is_not_ours_alone_is_not_used(tmp_path: Path, clock: Cloc
     assert [one for one in tmp_path.rglob("*") if one.is_file()] == ([folder] if how == "a file" else [])
 
 
-def start(folder: Path, share: float, go: Path) -> subprocess.Popen[str]:
+def start(folder: Path, share: float, go: Path, pause: float = 0.0) -> subprocess.Popen[str]:
     """Start a process that takes what it can get as soon as ``go`` is there."""
-    words = [sys.executable, "-c", TAKE, str(folder), str(share), str(go)]
+    words = [sys.executable, "-c", TAKE, str(folder), str(share), str(go), str(pause)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
@@ -166,7 +167,7 @@ def test_processes_share_it(folder: Path, tmp_path: Path) -> None:
 def test_one_that_is_killed_at_work_blocks_nobody(folder: Path, tmp_path: Path) -> None:
     go = tmp_path / "go"
     go.touch()
-    victim = start(folder, 20.0, go)
+    victim = start(folder, 20.0, go, pause=0.02)
     assert victim.stdout is not None
     for _ in range(100):
         victim.stdout.readline()
