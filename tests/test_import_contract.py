@@ -107,3 +107,16 @@ def _environment() -> dict[str, str]:
     import os
 
     return {**os.environ, "PYTHONPATH": str(ROOT), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
+
+
+def test_tasks_are_forked_from_processes_that_have_imported_their_needs(tmp_path: Path) -> None:
+    code = (
+        "import sys, airflow.executors.local_executor, airflow.settings as settings\n"
+        "assert 'include.provider.transfer' in sys.modules and 'include.recall.client' in sys.modules\n"
+        "assert not hasattr(settings, 'include') and not hasattr(settings, 'suppress')\n"
+        "from include.recall.media import trusting\n"
+        "assert trusting.cache_info().currsize == 1\n"
+        "assert 'botocore' not in sys.modules\n"
+    )
+    environment = {"PATH": "", "PYTHONPATH": str(ROOT), "AIRFLOW_HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)

@@ -16,6 +16,7 @@ import json
 import re
 import ssl
 import time
+from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from urllib.parse import urljoin, urlsplit
 
@@ -219,9 +220,7 @@ class MediaClient:
         self._retry = retry or RetryPolicy(deadline=PARTS_LIST_SECONDS)
         self._clock = clock
         # A pool manager of urllib3 never looks at the environment, and knows neither cookies nor credentials.
-        self._pools = urllib3.PoolManager(
-            maxsize=MOST_CONNECTIONS, ssl_context=ssl.create_default_context(cafile=ca_bundle or certifi.where())
-        )
+        self._pools = urllib3.PoolManager(maxsize=MOST_CONNECTIONS, ssl_context=trusting(ca_bundle or certifi.where()))
         rules = {"is_allowed": staticmethod(self._is_allowed)}
         use_connections(
             self._pools,
@@ -408,6 +407,15 @@ class _Vetting(HTTPConnection):
                 f"media host {host[:253]!r} is not allowed: it has an address that is not public; "
                 "if it is yours, add it to the media hosts"
             )
+
+
+@cache
+def trusting(ca_bundle: str) -> ssl.SSLContext:
+    """Return what checks certificates; reading a bundle takes as long as fetching a small part.
+
+    :param ca_bundle: file of trusted certificates.
+    """
+    return ssl.create_default_context(cafile=ca_bundle)
 
 
 def is_public(address: str) -> bool:

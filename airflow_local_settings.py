@@ -1,0 +1,22 @@
+"""Import what every task needs once, in the processes that Airflow forks tasks from; Airflow looks for this file.
+
+A task's process begins as a copy of its executor's, with all that was imported there. Without this file everything
+works just as well, and each task imports for itself, which costs it about as much as Airflow itself does.
+"""
+
+from contextlib import suppress
+
+__all__: tuple[str, ...] = ()  # Airflow takes everything else for a setting of its own
+
+# A deployment that is not set up for these Dags must still start.
+with suppress(ImportError):
+    import certifi
+
+    import include.provider.operators
+    import include.provider.sealing
+    import include.provider.sensors
+    import include.provider.transfer
+    import include.recall.client  # noqa: F401
+    from include.recall.media import trusting
+
+    trusting(certifi.where())
