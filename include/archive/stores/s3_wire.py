@@ -94,10 +94,11 @@ class Wire:
         context: dict[str, Any],
     ) -> Mapping[str, str]:
         if self._address is None:
-            # Only botocore knows how this bucket is addressed.
-            url = self._client.generate_presigned_url("get_object", Params={"Bucket": self._bucket, "Key": "x"})
-            self._address = url.split("?", 1)[0][:-1]
-        url = self._address + quote(key, safe="/-_.~") + (f"?{urlencode(query)}" if query else "")
+            # Only botocore knows how this bucket is addressed; a presigned URL would show the global endpoint.
+            operation = self._client.meta.service_model.operation_model("PutObject")
+            place = {"Bucket": self._bucket, "Key": "x"}
+            self._address = self._client._resolve_endpoint_ruleset(operation, place, {})[0].rstrip("/")
+        url = f"{self._address}/{quote(key, safe='/-_.~')}" + (f"?{urlencode(query)}" if query else "")
         request = AWSRequest(method=method, url=url, headers=headers)
         request.context.update(context, client_config=_UNSIGNED_PAYLOAD)
         signer = self._client._request_signer
@@ -172,6 +173,8 @@ class Body:
             if remaining:
                 raise IntegrityError(f"a body ended {remaining} bytes before the {self.size} that were announced")
             yield self._end(self.crc32)
+        except GeneratorExit:
+            raise  # the connection broke, which is no fault of the body
         except BaseException as error:
             self.failure = error
             raise

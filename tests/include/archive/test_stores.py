@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import boto3
 import pytest
-from botocore.exceptions import ClientError, ConnectionClosedError, NoCredentialsError
+from botocore.exceptions import ClientError, ConnectionClosedError
 from botocore.stub import Stubber
 
 from include.archive import errors
@@ -538,15 +538,17 @@ def test_refusals_are_coded(s3_endpoint: str, code: str, status: int, expected: 
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_bucket_and_missing_credentials_are_permanent(s3: Any) -> None:
+def test_a_missing_bucket_and_missing_credentials_are_permanent(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(errors.NoSuchBucketError):
         list(S3Store(bucket="no-such-bucket", prefix="", client=s3).list())
-
-    def refuse(*args: Any, **kwargs: Any) -> None:
-        raise NoCredentialsError
-
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, os.devnull)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    poor: Any = boto3.session.Session().client("s3", endpoint_url=s3.meta.endpoint_url, region_name="us-east-1")
     with pytest.raises(errors.StorageDeniedError):
-        S3Store(bucket=BUCKET, prefix="", client=Proxy(s3, generate_presigned_url=refuse)).stat("a")  # type: ignore[arg-type]
+        S3Store(bucket=BUCKET, prefix="", client=poor).stat("a")
 
 
 def test_a_server_that_is_not_there_is_retryable(s3_endpoint: str) -> None:
