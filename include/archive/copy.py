@@ -573,13 +573,12 @@ class _Flow:
         """See :meth:`include.archive.stores.base.Flow.back`."""
         self.is_complete = False
         if self._marked is None:
+            # The source may send another body now, whose first bytes and length nobody has looked at.
             self._reader.back(0, error)
-            self.digests = _Digests(header=self._header, declared=self._reader.checksums)
-            self._is_header_due, self._head = bool(self._header), self._view[:0]
-        else:
-            digests, position = self._marked
-            self._reader.back(position, error)
-            self.digests = digests.copy()
+            raise _Restart
+        digests, position = self._marked
+        self._reader.back(position, error)
+        self.digests = digests.copy()
 
     def _next(self, most: int | None) -> memoryview:
         """Return some bytes; none at the end, when all was checked."""
@@ -641,6 +640,7 @@ class _Copy:
         self._shelf = shelf
         self._progress = progress
         self._view = memoryview(bytearray(BUFFER_BYTES))
+        self._measured: _Digests | None = None
 
     def run(self) -> StoredPart:
         stem = self._folder + self._stem
@@ -737,6 +737,7 @@ class _Copy:
                 if attempt >= MAX_FUTILE_ATTEMPTS:
                     raise
                 self._reader.begin()
+                self._measured = None
                 self._reader.wait(error, attempt)
 
     def _transfer(self, existing: ObjectInfo | None) -> StoredPart:
@@ -745,12 +746,14 @@ class _Copy:
         length, first = self._reader.length, None
         pcm = self._pcm_of(existing) if kind.is_pcm else None
         if pcm is not None and length is None:
-            flow = self._flow(head)
-            flow.drain()
-            first = flow.digests
+            if self._measured is None:  # only once: each new beginning forgives the source its failures
+                flow = self._flow(head)
+                flow.drain()
+                self._measured = flow.digests
+                self._reader.begin()
+                kind, head = self._head()
+            first = self._measured
             length = first.source_bytes
-            self._reader.begin()
-            kind, head = self._head()
         key = f"{self._folder}{self._stem}.{kind.extension}"
         header = wav_header(pcm, length) if pcm is not None and length is not None else b""
         size = None if length is None else length if pcm is None else _wav_bytes(pcm, length)

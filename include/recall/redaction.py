@@ -26,6 +26,8 @@ _RULES = (
         ),
         rf"\1{HIDDEN}",
     ),
+    # botocore shows the headers that it signs
+    (re.compile(r"(?i)\b(x-amz-(?:security|s3session)-token[\"']?\s*:\s*(?:b?[\"'])?)[^\s\"',]+"), rf"\1{HIDDEN}"),
     # botocore shows a signature on a line of its own
     (re.compile(r"(?i)\b(signature:\s*)[0-9a-f]{64}\b"), rf"\1{HIDDEN}"),
 )

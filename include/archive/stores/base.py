@@ -59,7 +59,8 @@ class Flow(Protocol):
     def back(self, error: CodedError) -> None:
         """Wait a moment and return to the marked place, because of ``error``.
 
-        :raises CodedError: when that can't be done, or was done too often: ``error`` itself.
+        :raises CodedError: when that was done too often: ``error`` itself.
+        :raises Exception: one of the flow's own, where the whole object has to be begun anew.
         """
         ...
 

@@ -104,6 +104,8 @@ _KINDS_BY_STATUS: dict[int, type[ArchiveError]] = {
 }
 # A new try of the task fetches new credentials.
 _EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"})
+# What older stores make of the word that stands where they expect the body's hash.
+_TRAILERS_UNKNOWN = frozenset({"InvalidDigest", "SignatureDoesNotMatch", "XAmzContentSHA256Mismatch"})
 _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError")
 
 
@@ -187,20 +189,21 @@ class S3Store:
             checksums=_checksums(headers),
         )
 
-    def _head(self, key: str) -> Mapping[str, str]:
-        if self._wire is not None:
-            return self._wire.head(self._prefix + checked_key(key))
+    def _head(self, wire: Wire | None, key: str) -> Mapping[str, str]:
+        if wire is not None:
+            return wire.head(self._prefix + checked_key(key))
         reply = self._client.head_object(**self._place(key), ChecksumMode="ENABLED")
         return _lower(reply["ResponseMetadata"]["HTTPHeaders"])
 
-    def _sent(self, operation: str, key: str, send: Callable[[str], _Sent]) -> _Sent:
+    def _sent(self, operation: str, key: str, send: Callable[[Wire | None, str], _Sent]) -> _Sent:
         """Send something that can be sent again, without boto3 where that is possible, until it is answered."""
         for attempt in range(_ATTEMPTS):
+            wire = self._wire  # which another thread may give up meanwhile
             try:
                 with self._errors(operation, key):
-                    return send(key)
+                    return send(wire, key)
             except (StorageError, StoredBytesDifferError) as error:
-                if self._wire is None:
+                if wire is None:
                     # boto3 has tried again by itself, except after a conflict.
                     if not _is_conflict(error) or attempt == _ATTEMPTS - 1:
                         raise
@@ -312,10 +315,10 @@ class S3Store:
         :raises AlreadyExistsError: when the key is taken.
         """
 
-        def send(key: str) -> None:
-            if self._wire is not None:
+        def send(wire: Wire | None, key: str) -> None:
+            if wire is not None:
                 headers = {**_new_object(media_type, metadata), "x-amz-checksum-crc32": base64_crc32(crc32)}
-                self._wire.put(self._prefix + checked_key(key), data, headers)
+                wire.put(self._prefix + checked_key(key), data, headers)
             else:
                 self._client.put_object(
                     **self._place(key),
@@ -343,10 +346,11 @@ class S3Store:
     def _stream(
         self, operation: str, key: str, body: Body, headers: Mapping[str, str], query: Mapping[str, str]
     ) -> Mapping[str, str]:
-        if self._wire is None:
+        wire = self._wire
+        if wire is None:
             raise StreamsRefusedError(f"{operation} {self.uri(key)}: only boto3 reaches this bucket")
         with self._errors(operation, key):
-            return self._wire.put_stream(self._prefix + checked_key(key), body, headers, query)
+            return wire.put_stream(self._prefix + checked_key(key), body, headers, query)
 
     def create_upload(self, key: str, *, media_type: str, metadata: Mapping[str, str]) -> str:
         """Begin a multipart upload whose checksum will cover the whole object."""
@@ -491,6 +495,7 @@ class S3Writer:
         self._parts: list[CompletedPartTypeDef] = []
         self._buffer = bytearray()
         self._filled = 0
+        self._is_streamed = False
         self._committed: ObjectInfo | None = None
 
     @property
@@ -518,10 +523,8 @@ class S3Writer:
     def take(self, flow: Flow, notes: Callable[[], Mapping[str, str]]) -> ObjectInfo:
         """See :meth:`include.archive.stores.base.Writer.take`."""
         if self._size is not None and self._size > self._store.buffer_bytes and self._store.takes_streams:
-            try:
-                return self._take_whole(flow) if self._size <= STREAM_BYTES else self._take_parts(flow, notes)
-            except StreamsRefusedError:
-                self.abort()
+            self._is_streamed = True
+            return self._take_whole(flow) if self._size <= STREAM_BYTES else self._take_parts(flow, notes)
         for chunk in flow.chunks():
             self.write(chunk)
         return self.commit(notes())
@@ -556,16 +559,15 @@ class S3Writer:
             body = Body(flow.chunks(count), count)
             try:
                 return send(body), body.crc32
-            except (StorageUnavailableError, StoredBytesDifferError) as error:
+            except (StorageError, StoredBytesDifferError) as error:
                 if body.failure is not None:
                     raise
-                flow.back(error)
-            except StorageError as error:
-                if self._parts or body.failure is not None or not _refuses_streams(error):
+                if isinstance(error, StreamsRefusedError) or (not self._parts and _refuses_streams(error)):
+                    self._store.takes_streams = False
+                    raise UploadLostError(f"{error.message}; it is collected instead") from error
+                if not isinstance(error, _PASSING):
                     raise
-                self._store.takes_streams = False
                 flow.back(error)
-                raise StreamsRefusedError(error.message) from error
 
     def commit(self, metadata: Mapping[str, str]) -> ObjectInfo:
         """See :meth:`include.archive.stores.base.Writer.commit`."""
@@ -595,7 +597,7 @@ class S3Writer:
         self._committed = info = self._store.stat(self._key)
         if info is None:
             raise StorageUnavailableError(f"{self._store.uri(self._key)}: not there although it was just stored")
-        if self._size is not None and info.size != self._size and self._store.takes_streams:
+        if self._is_streamed and info.size != self._size:
             self._store.takes_streams = False
             self.withdraw()
             raise UploadLostError(f"{self._store.uri(self._key)}: the store doesn't understand streams")
@@ -662,6 +664,8 @@ def _from_reply(error: ClientError, doing: str) -> ArchiveError:
     if code in _EXPIRED:
         return StorageDeniedError(message, permanent=False)
     kind = _KINDS.get(code) or _KINDS_BY_STATUS.get(status)
+    if kind is None and status == 400 and code in {"", "400"}:
+        return StorageError(message, permanent=False)  # all that a HEAD tells of credentials that have expired
     if kind is None:
         kind = StorageUnavailableError if status >= 500 or status == 200 else StorageError
     return kind(message)
@@ -681,9 +685,14 @@ def _needs_boto3(error: ArchiveError) -> bool:
     return isinstance(error, WrongRegionError) or (type(error) is StorageError and _status_of(error) == 400)
 
 
-def _refuses_streams(error: StorageError) -> bool:
+def _refuses_streams(error: ArchiveError) -> bool:
     """Tell whether a store has no word for what it was sent."""
-    return isinstance(error, (StreamsRefusedError, WrongRegionError)) or _status_of(error) in {400, 405, 411, 501}
+    cause = error.__cause__
+    if isinstance(cause, ClientError) and cause.response["Error"]["Code"] in _TRAILERS_UNKNOWN:
+        return True
+    status = _status_of(error)
+    malformed = status == 400 and not isinstance(error, _PASSING)
+    return malformed or status in {405, 411, 501} or isinstance(error, WrongRegionError)
 
 
 def _new_object(media_type: str, metadata: Mapping[str, str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +11,14 @@ import pytest
 from botocore.awsrequest import AWSResponse
 from botocore.config import Config
 
+from include.archive import errors
 from include.archive.stores import s3 as s3_module
 from include.archive.stores.s3_wire import Wire
-from tests.include.archive.support import STEM, Archive, FakeSource, audio, run, sha256
+from tests.include.archive.support import STEM, Archive, FakeSource, audio, run, samples, sha256
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.strict_s3.process import Process
 
 PART = s3_module.PART_BYTES
@@ -61,3 +65,109 @@ def test_a_stream_that_the_store_cuts_is_sent_again(bucket: Archive, strict: Pro
     assert run(bucket, source).sha256 == sha256(source.data) == sha256(bucket.get(KEY))
     assert bucket.leftovers() == []
     assert source.opened[-1] == ((PART, '"v1"') if size == PARTS else (0, None))
+
+
+@pytest.mark.parametrize("size", [WHOLE, PARTS])
+@pytest.mark.parametrize("growth", [-10, 0, 10])
+@pytest.mark.parametrize("etag", ['"v2"', None])
+def test_a_source_that_sends_another_body_when_it_is_asked_again(
+    bucket: Archive, strict: Process, size: int, growth: int, etag: str | None
+) -> None:
+    strict.faults({"operation": OPERATIONS[size], "action": "error"})
+    other = audio(size + growth, seed=1)
+    part = run(bucket, FakeSource(audio(size), later=(other, etag), etag=etag and '"v1"'))
+    assert part.sha256 == sha256(other) == sha256(bucket.get(KEY))
+    assert bucket.leftovers() == []
+
+
+@pytest.mark.parametrize("size", [WHOLE, PARTS])
+def test_a_page_that_is_sent_instead_when_the_source_is_asked_again(
+    bucket: Archive, strict: Process, size: int
+) -> None:
+    strict.faults({"operation": OPERATIONS[size], "action": "error"})
+    page = b"<!DOCTYPE html><html>".ljust(size)
+    with pytest.raises(errors.UnexpectedContentError):
+        run(bucket, FakeSource(audio(size), later=(page, None), etag=None))
+    assert (bucket.keys(), bucket.leftovers()) == ([], [])
+
+
+@pytest.mark.parametrize("more", [-1, 0, 1, 2])
+@pytest.mark.parametrize("part", [0, 1, 2])
+def test_samples_that_end_where_a_part_does(bucket: Archive, strict: Process, more: int, part: int) -> None:
+    """The last part may hold nothing but the byte that is put behind an odd number of them."""
+    strict.faults({"operation": "UploadPart", "skip": part, "action": "error"})
+    body = samples(2 * PART - 44 + more)
+    stored = run(bucket, FakeSource(body), source_format="raw")
+    content = bucket.get(f"{STEM}.wav")
+    assert content[44:] == body + bytes(len(body) % 2)
+    assert (stored.bytes, stored.sha256) == (len(content), sha256(content))
+    assert bucket.leftovers() == []
+
+
+@pytest.mark.parametrize("length", ["true", None])
+def test_a_store_that_never_takes_a_stream_is_given_up(bucket: Archive, strict: Process, length: Any) -> None:
+    strict.faults({"operation": "PutObject", "action": "error", "times": None})
+    source = FakeSource(samples(WHOLE - 1000), length=length)
+    with pytest.raises(errors.StorageUnavailableError):
+        run(bucket, source, source_format="raw")
+    assert len(source.opened) <= 7
+    assert (bucket.keys(), bucket.leftovers()) == ([], [])
+
+
+@pytest.mark.parametrize("size", [WHOLE, PARTS])
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(400, "XAmzContentSHA256Mismatch"), (403, "SignatureDoesNotMatch"), (400, "InvalidDigest"), (501, "")],
+)
+def test_a_store_to_which_a_stream_is_only_a_wrong_hash(bucket: Archive, size: int, status: int, code: str) -> None:
+    session = bucket.store._client._endpoint.http_session  # type: ignore[attr-defined]
+    send, page = session.send, f"<Error><Code>{code}</Code></Error>".encode()
+
+    def refuse(request: Any) -> Any:
+        if "X-Amz-Trailer" not in request.headers:
+            return send(request)
+        for _ in request.body:
+            continue
+        return AWSResponse(request.url, status, {}, SimpleNamespace(stream=lambda: [page]))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session, "send", refuse)
+        part = run(bucket, FakeSource(audio(size)))
+    assert part.sha256 == sha256(audio(size)) == sha256(bucket.get(KEY))
+    assert (bucket.keys(), bucket.leftovers()) == ([KEY], [])
+
+
+@dataclass
+class Watched(FakeSource):
+    """Calls ``meanwhile`` once, when it is read from a place on."""
+
+    place: int = 0
+    meanwhile: Callable[[], object] = lambda: None
+
+    def open(self, offset: int = 0, if_match: str | None = None) -> Any:
+        body = super().open(offset, if_match)
+        read = body.readinto
+
+        def readinto(buffer: memoryview) -> int:
+            if self.place is not None and body._position >= self.place:
+                self.place = None  # type: ignore[assignment]
+                self.meanwhile()
+            return read(buffer)
+
+        body.readinto = readinto  # type: ignore[method-assign]
+        return body
+
+
+@pytest.mark.parametrize("size", [WHOLE, PARTS])
+def test_another_copy_finds_out_midway_that_only_boto3_will_do(bucket: Archive, strict: Process, size: int) -> None:
+    strict.faults({"operation": "HeadObject", "key": "elsewhere", "action": "error", "status": 400})
+    source = Watched(audio(size), place=min(size, PART) // 2, meanwhile=lambda: bucket.store.stat("elsewhere.ogg"))
+    assert run(bucket, source).sha256 == sha256(source.data) == sha256(bucket.get(KEY))
+    assert (bucket.keys(), bucket.leftovers()) == ([KEY], [])
+
+
+def test_credentials_that_expire_before_a_look_are_no_reason_to_give_up(bucket: Archive, strict: Process) -> None:
+    strict.faults({"operation": "HeadObject", "action": "error", "code": "ExpiredToken", "times": None})
+    with pytest.raises(errors.StorageError) as caught:
+        run(bucket, FakeSource(audio(1000)))
+    assert not caught.value.permanent
