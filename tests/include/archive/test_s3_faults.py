@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-import json
 import re
 import threading
 import zlib
+from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -21,9 +21,6 @@ from include.archive.stores.s3 import S3Store
 from tests.include.archive.conftest import BUCKET, make_client
 from tests.include.archive.support import IDS, STEM, Archive, FakeSource, audio, run, sha256
 from tests.strict_s3.process import Process
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 PART = s3_module.PART_BYTES
 KEY = f"{STEM}.ogg"
@@ -345,27 +342,14 @@ def test_a_store_without_checksums_is_read_back() -> None:
         assert server.state()["uploads"] == []
 
 
-LEAST_RIGHTS = {
-    "Version": "2012-10-17",
-    "Statement": [
-        {
-            "Effect": "Allow",
-            "Action": ["s3:PutObject", "s3:GetObject", "s3:DeleteObject", "s3:AbortMultipartUpload"],
-            "Resource": f"arn:aws:s3:::{BUCKET}/recordings/*",
-        },
-        {
-            "Effect": "Allow",
-            "Action": "s3:ListBucket",
-            "Resource": f"arn:aws:s3:::{BUCKET}",
-            "Condition": {"StringLike": {"s3:prefix": "recordings/*"}},
-        },
-        {"Effect": "Allow", "Action": "s3:ListBucketMultipartUploads", "Resource": f"arn:aws:s3:::{BUCKET}"},
-    ],
-}
+def documented_rights() -> str:
+    """Return the policy that docs/s3.md tells people to use, for our bucket."""
+    page = (Path(__file__).parents[3] / "docs" / "s3.md").read_text("utf-8")
+    return page.partition("```json\n")[2].partition("```")[0].replace("company-recordings", BUCKET)
 
 
 def test_few_rights_are_enough(tmp_path: Path) -> None:
-    (tmp_path / "policy.json").write_text(json.dumps(LEAST_RIGHTS))
+    (tmp_path / "policy.json").write_text(documented_rights())
     arguments = ("--policy", str(tmp_path / "policy.json"))
     with Process(*arguments, bucket=BUCKET, access_key="testing", secret_key="testing") as server:
         client = make_client(server.endpoint)
