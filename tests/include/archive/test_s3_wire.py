@@ -13,13 +13,14 @@ from botocore.config import Config
 
 from include.archive import errors
 from include.archive.stores import s3 as s3_module
+from include.archive.stores.s3 import S3Store
 from include.archive.stores.s3_wire import Wire
+from tests.include.archive.conftest import BUCKET, make_client
 from tests.include.archive.support import STEM, Archive, FakeSource, audio, run, samples, sha256
+from tests.strict_s3.process import Process
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from tests.strict_s3.process import Process
 
 PART = s3_module.PART_BYTES
 KEY = f"{STEM}.ogg"
@@ -171,3 +172,13 @@ def test_credentials_that_expire_before_a_look_are_no_reason_to_give_up(bucket: 
     with pytest.raises(errors.StorageError) as caught:
         run(bucket, FakeSource(audio(1000)))
     assert not caught.value.permanent
+
+
+def test_a_refusal_before_the_body_is_the_one_that_is_told() -> None:
+    """Such a store closes the connection under the stream, which must not look like a passing fault."""
+    with Process(bucket="other", access_key="testing", secret_key="testing") as server:
+        store = S3Store(bucket=BUCKET, prefix="", client=make_client(server.endpoint))
+        with store.write(KEY, media_type="audio/ogg", size=WHOLE) as writer:
+            flow = SimpleNamespace(chunks=lambda count: iter([memoryview(audio(count))]), mark=lambda: None)
+            with pytest.raises(errors.NoSuchBucketError):
+                writer.take(flow, dict)  # type: ignore[arg-type]
