@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from botocore.awsrequest import AWSResponse
 from botocore.config import Config
 
 from include.archive import errors
+from include.archive.copy import Stop
 from include.archive.stores import s3 as s3_module
 from include.archive.stores.s3 import S3Store
 from include.archive.stores.s3_wire import Wire
@@ -108,9 +110,12 @@ def test_samples_that_end_where_a_part_does(bucket: Archive, strict: Process, mo
 @pytest.mark.parametrize("length", ["true", None])
 def test_a_store_that_never_takes_a_stream_is_given_up(bucket: Archive, strict: Process, length: Any) -> None:
     strict.faults({"operation": "PutObject", "action": "error", "times": None})
-    source = FakeSource(samples(WHOLE - 1000), length=length)
+    source, stop = FakeSource(samples(WHOLE - 1000), length=length), Stop()
+    patience = threading.Timer(20, stop.set)
+    patience.start()
     with pytest.raises(errors.StorageUnavailableError):
-        run(bucket, source, source_format="raw")
+        run(bucket, source, source_format="raw", stop=stop)
+    patience.cancel()
     assert len(source.opened) <= 7
     assert (bucket.keys(), bucket.leftovers()) == ([], [])
 
