@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from include.archive.stores.s3 import PART_BYTES
 from include.provider.hook import get_store
 from tests.strict_s3.process import Process as StrictS3
 
@@ -40,10 +41,16 @@ def test_signatures_are_not_logged_at_any_level(s3: StrictS3, caplog: pytest.Log
     assert s3.secret_key not in caplog.text
 
 
-def test_audio_is_not_logged_at_any_level(s3: StrictS3, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("length_is_known", [True, False])
+def test_audio_is_not_logged_at_any_level(
+    s3: StrictS3, caplog: pytest.LogCaptureFixture, length_is_known: bool
+) -> None:
+    """What is long and of unknown length goes through boto3."""
     caplog.set_level(logging.DEBUG)
-    with get_store().write("some/key", media_type="audio/wav", size=len(AUDIO), metadata={}) as writer:
-        writer.write(memoryview(AUDIO))
+    body = AUDIO if length_is_known else AUDIO * (PART_BYTES // len(AUDIO) + 1)
+    size = len(body) if length_is_known else None
+    with get_store().write("some/key", media_type="audio/wav", size=size, metadata={}) as writer:
+        writer.write(memoryview(body))
         writer.commit({})
     assert s3.state()["objects"]
     assert caplog.records
