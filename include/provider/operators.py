@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
+    from include.archive.copy import Stop
     from include.provider.transfer import Ends
     from include.recall.client import RecallClient
     from include.recall.models import AudioArtifact, Bot
@@ -250,17 +251,18 @@ class RecallListParticipantAudioOperator(BaseOperator):
                         "Recording %s can't be archived: %s", recording_id, recording["problem"]["message"]
                     )
             self._leave_links(ends)
+            if not wanted:
+                return []
             artifact_ids = {one["recording_id"]: one.get("artifact_ids", ()) for one in self.recordings}
             known = unsealed(self, context)
             pcm = PcmFormat(
                 rate=settings.PCM_RATE.get(), width=settings.PCM_WIDTH.get(), channels=settings.PCM_CHANNELS.get()
             )
-            found = plan(ends, wanted, pcm=pcm, artifact_ids=artifact_ids, known=known) if wanted else []
-            batches = [batch.to_dict() for batch in found]
+            batches = plan(ends, wanted, pcm=pcm, artifact_ids=artifact_ids, known=known)
             if batches and (sealed := seal(known.values())):
                 context["ti"].xcom_push(key=SEALED_KEY, value=sealed)
             self.log.info("%d recordings to archive, in %d batches", len(wanted), len(batches))
-            return batches
+            return [batch.to_dict() for batch in batches]
 
     def _leave_links(self, ends: Ends) -> None:
         if self.recordings:
@@ -296,18 +298,18 @@ class RecallArchiveParticipantOperator(BaseOperator):
     ) -> None:
         kwargs.setdefault("retry_policy", RecallRetryPolicy())
         super().__init__(**kwargs)
-        from include.archive.copy import Stop
-
         self.batch = batch
         self.recall_conn_id = recall_conn_id
         self.aws_conn_id = aws_conn_id
-        self._stop = Stop()
+        self._stop: Stop | None = None
         self._copying = False
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Copy the batch's parts."""
+        from include.archive.copy import Stop
         from include.provider.transfer import Batch, archive, fit_for_xcom
 
+        self._stop = stop = Stop()
         with error_reported(context):
             ends = open_ends(self.recall_conn_id, self.aws_conn_id)
             batch = Batch(**self.batch)
@@ -317,7 +319,7 @@ class RecallArchiveParticipantOperator(BaseOperator):
                 receipts = archive(
                     ends,
                     batch,
-                    stop=self._stop,
+                    stop=stop,
                     show=lambda label: show_label(context, label),
                     known=unsealed(self, context),
                 )
@@ -333,7 +335,8 @@ class RecallArchiveParticipantOperator(BaseOperator):
         """
         from include.archive.errors import StoppedError
 
-        self._stop.set()
+        if self._stop is not None:
+            self._stop.set()
         if self._copying and threading.current_thread() is threading.main_thread():
             self._copying = False
             raise StoppedError("told to stop")

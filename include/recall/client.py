@@ -318,7 +318,9 @@ class RecallClient:
             headers = {"Content-Type": "application/json", "Idempotency-Key": key}
 
         # Once in the queue of all who share the budget, it is better to wait for one's turn than to come back later.
-        has_turn = self._wait_for_budget(kind, self._retry.clock() + self._patience) if self._patience else False
+        has_turn = self._patience > 0
+        if has_turn:
+            self._wait_for_budget(kind, self._retry.clock() + self._patience)
 
         def attempt(end: float) -> object:
             nonlocal has_turn
@@ -333,9 +335,9 @@ class RecallClient:
 
         return self._retry.run(attempt)
 
-    def _wait_for_budget(self, kind: RequestKind, end: float) -> bool:
+    def _wait_for_budget(self, kind: RequestKind, end: float) -> None:
         if self._budget is None:
-            return True
+            return
         left = max(0.0, end - self._retry.clock())
         wait = self._budget.take(kind, left)
         if wait > left:
@@ -344,7 +346,6 @@ class RecallClient:
             )
         if wait > 0:
             self._retry.sleep(wait)
-        return True
 
     def _send(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, end: float) -> _Reply:
         left = max(0.01, end - self._retry.clock())

@@ -72,7 +72,6 @@ class Wire:
             **headers,
             "Content-Encoding": "aws-chunked",
             "Content-Length": str(body.framed_bytes),
-            "Expect": "100-continue",
             "X-Amz-Decoded-Content-Length": str(body.size),
             "X-Amz-Trailer": _TRAILER,
         }

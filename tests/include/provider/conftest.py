@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from include.provider import operators
 from include.simulator.process import RunningSimulator, running_simulator
 
 if TYPE_CHECKING:
@@ -57,6 +58,12 @@ class Context(dict):  # type: ignore[type-arg]
     @property
     def error(self) -> dict[str, Any] | None:
         return self["ti"].pushed.get("error")
+
+
+@pytest.fixture
+def no_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody takes the names of mapped tasks."""
+    monkeypatch.setattr(operators, "show_label", lambda context, label: None)
 
 
 @pytest.fixture(scope="session")

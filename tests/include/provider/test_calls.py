@@ -13,11 +13,6 @@ from airflow.sdk import crypto
 from cryptography.fernet import Fernet
 
 from include.provider import operators, sealing, transfer
-from include.provider.operators import (
-    RecallArchiveParticipantOperator,
-    RecallListParticipantAudioOperator,
-    RecallSettleRecordingOperator,
-)
 from include.provider.sensors import RecallRecordingSensor
 from include.recall.models import AudioArtifact
 from tests.include.provider.conftest import LONG_AGO, Context
@@ -29,9 +24,7 @@ if TYPE_CHECKING:
     from include.simulator.process import RunningSimulator
 
 
-@pytest.fixture(autouse=True)
-def no_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operators, "show_label", lambda context, label: None)
+pytestmark = pytest.mark.usefixtures("no_supervisor")
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +42,7 @@ class Run:
     def __init__(self, bot_id: str | None = None, recording_id: str | None = None) -> None:
         self.left: dict[str, dict[str, Any]] = {}
         self.sensor = RecallRecordingSensor(task_id="wait", bot_id=bot_id, recording_id=recording_id)
-        self.list = RecallListParticipantAudioOperator(task_id="list", recordings=[])
+        self.list = operators.RecallListParticipantAudioOperator(task_id="list", recordings=[])
         self.list.upstream_task_ids = {"wait"}
 
     def context(self, name: str, *after: str) -> Context:
@@ -69,13 +62,13 @@ class Run:
         batches = self.list.execute(self.context("list", "wait"))  # type: ignore[arg-type]
         receipts = []
         for number, batch in enumerate(batches):
-            task = RecallArchiveParticipantOperator(task_id=f"archive_{number}", batch=batch)
+            task = operators.RecallArchiveParticipantOperator(task_id=f"archive_{number}", batch=batch)
             task.upstream_task_ids = {"list"}
             receipts.append(task.execute(self.context(task.task_id, "list")))  # type: ignore[arg-type]
         return receipts
 
     def settle(self, recording: dict[str, Any], receipts: list[list[dict[str, Any]]]) -> dict[str, Any]:
-        task = RecallSettleRecordingOperator(task_id="settle", recording=recording, archived=receipts)
+        task = operators.RecallSettleRecordingOperator(task_id="settle", recording=recording, archived=receipts)
         context = self.context("settle")
         context["outlet_events"] = {operators.RECORDING_ARCHIVED: type("Event", (), {"extra": None})()}
         return task.execute(context)  # type: ignore[arg-type]

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from include.errors import CodedError
-from include.provider import operators
 from include.provider.assets import RECORDING_ARCHIVED
 from include.provider.operators import (
     RecallArchiveParticipantOperator,
@@ -27,9 +26,7 @@ if TYPE_CHECKING:
     from include.simulator.process import RunningSimulator
 
 
-@pytest.fixture(autouse=True)
-def no_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operators, "show_label", lambda context, label: None)
+pytestmark = pytest.mark.usefixtures("no_supervisor")
 
 
 def found(simulator: RunningSimulator, size: int = 3200, parts: int = 1) -> dict[str, Any]:
