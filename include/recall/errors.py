@@ -26,6 +26,8 @@ RecallError                                  base of all below
 │   ├── RecallMediaMissingError              media_missing
 │   ├── RecallMediaTimeoutError              media_timeout
 │   └── RecallWaitTimeoutError               wait_timeout
+├── RecallSignatureError                     webhook_refused: not proven to be from Recall
+├── RecallEventError                         webhook_unreadable: proven, but no event
 └── RecallMediaError                         fetching from a signed link
     ├── RecallMediaForbiddenError            media_forbidden: refused, fresh links too
     ├── RecallLinkExpiredError               link_expired: refused, a fresh link may help (retryable)
@@ -224,6 +226,22 @@ class RecallWaitTimeoutError(RecallLifecycleError):
     """The meeting was not over at the deadline."""
 
     code = "wait_timeout"
+
+
+class RecallSignatureError(RecallError):
+    """A webhook that is not proven to be from Recall.
+
+    Its codes: ``webhook_unsigned``, ``webhook_malformed``, ``webhook_stale``, ``webhook_forged``,
+    ``no_webhook_secret``.
+    """
+
+    code = "webhook_refused"
+
+
+class RecallEventError(RecallError):
+    """A webhook that is from Recall, and not the event that it should be."""
+
+    code = "webhook_unreadable"
 
 
 class RecallMediaError(RecallError):
