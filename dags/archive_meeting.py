@@ -17,6 +17,7 @@ from airflow.sdk import dag
 
 from include.provider.assets import RECORDING_ARCHIVED
 from include.provider.errors import RecallRetryPolicy
+from include.provider.notices import notify_failure
 from include.provider.operators import (
     RecallArchiveParticipantOperator,
     RecallCreateBotOperator,
@@ -50,6 +51,7 @@ def archive_meeting() -> None:
         bot_name="{{ params.bot_name or '' }}",
         join_at="{{ params.join_at or '' }}",
         pre_execute=refuse_contradictions,
+        on_failure_callback=notify_failure,
     )
 
     recordings = RecallRecordingSensor(
@@ -58,6 +60,7 @@ def archive_meeting() -> None:
         recording_id="{{ params.recording_id or '' }}",
         join_at="{{ params.join_at or '' }}",
         trigger_rule="none_failed",
+        on_failure_callback=notify_failure,
     )
 
     participants = RecallListParticipantAudioOperator(
@@ -76,6 +79,7 @@ def archive_meeting() -> None:
         map_index_template="{{ task_label }}",
         trigger_rule="all_done",
         outlets=[RECORDING_ARCHIVED],
+        on_failure_callback=notify_failure,  # one message a meeting: it says what the tasks before it could not do
     ).expand(recording=recordings.output)
 
     bot_id >> recordings >> participants >> archived >> settled

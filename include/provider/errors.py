@@ -52,6 +52,7 @@ class PartsOwedError(CodedError):
 
     code = "parts_owed"
     owed: Sequence[Mapping[str, str]] = ()
+    expires_at: str | None = None
 
 
 class RecallRetryPolicy(RetryPolicy):

@@ -378,6 +378,8 @@ class RecallSettleRecordingOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Settle the recording, or fail with what it lacks."""
+        from include.archive.manifest import load
+        from include.provider.notices import notify_gaps
         from include.provider.transfer import already_settled, settle
 
         with error_reported(context):
@@ -402,6 +404,8 @@ class RecallSettleRecordingOperator(BaseOperator):
                     artifact_ids=self.recording.get("artifact_ids", ()),
                 )
                 context["outlet_events"][RECORDING_ARCHIVED].extra = settled.to_dict()
+                if settled.outcome == "archived_with_gaps" and (manifest := load(ends.store, folder)) is not None:
+                    notify_gaps(context, manifest, self.folder_url)
             else:
                 self.outlets = []  # nothing new, so nothing to announce
             self.log.info("Recording %s: %s, %d parts in %s", recording_id, settled.outcome, settled.parts, folder)

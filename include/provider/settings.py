@@ -6,6 +6,8 @@ secrets backend. Nothing here is read when a Dag file is parsed.
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -30,12 +32,14 @@ class Setting(Generic[T]):
     :param default: what holds when the Variable is unset.
     :param parse: turns the Variable's text into the value; raises :class:`ValueError` with the reason.
     :param doc: what it does, with its unit.
+    :param secret: its text may hold a secret, so no message quotes it.
     """
 
     name: str
     default: T
     parse: Callable[[str], T]
     doc: str
+    secret: bool = False
 
     def get(self) -> T:
         """Read the Variable.
@@ -48,7 +52,8 @@ class Setting(Generic[T]):
         try:
             return self.parse(str(raw).strip())
         except ValueError as error:
-            raise BadSettingError(f"Airflow Variable {self.name} is {str(raw)[:80]!r}: {error}. {self.doc}") from None
+            value = "not usable" if self.secret else repr(str(raw)[:80])
+            raise BadSettingError(f"Airflow Variable {self.name} is {value}: {error}. {self.doc}") from None
 
 
 def _number(low: float, high: float) -> Callable[[str], float]:
@@ -71,6 +76,31 @@ def _whole_number(low: int, high: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def _yes_or_no(text: str) -> bool:
+    known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if text.lower() not in known:
+        raise ValueError("must be true or false")
+    return known[text.lower()]
+
+
+def _notifiers(text: str) -> tuple[dict[str, Any], ...]:
+    try:
+        entries = json.loads(text)
+    except ValueError:
+        raise ValueError("not JSON") from None
+    if not isinstance(entries, list):
+        raise ValueError("must be a JSON list")
+    for entry in entries:
+        if not isinstance(entry, dict) or not set(entry) <= {"notifier", "kwargs"}:
+            raise ValueError("each entry is an object with notifier and kwargs, nothing else")
+        path = entry.get("notifier")
+        if not isinstance(path, str) or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", path):
+            raise ValueError("notifier must be the import path of a class")
+        if not isinstance(entry.get("kwargs", {}), dict):
+            raise ValueError("kwargs must be an object")
+    return tuple({"notifier": entry["notifier"], "kwargs": entry.get("kwargs", {})} for entry in entries)
 
 
 def _archive_uri(text: str) -> str:
@@ -133,6 +163,19 @@ PCM_CHANNELS: Setting[int] = Setting(
     _whole_number(1, 8),
     "Channels assumed for headerless PCM.",
 )
+NOTIFIERS: Setting[tuple[dict[str, Any], ...]] = Setting(
+    "recall_notifiers",
+    (),
+    _notifiers,
+    'Whom to tell: a JSON list of {"notifier": "<import path of an Airflow notifier>", "kwargs": {...}}.',
+    secret=True,
+)
+NOTIFY_NAMES: Setting[bool] = Setting(
+    "recall_notify_names",
+    False,
+    _yes_or_no,
+    "Whether messages may hold people's names and meetings' titles.",
+)
 
 SETTINGS: tuple[Setting[Any], ...] = (
     ARCHIVE_URI,
@@ -144,5 +187,7 @@ SETTINGS: tuple[Setting[Any], ...] = (
     PCM_RATE,
     PCM_WIDTH,
     PCM_CHANNELS,
+    NOTIFIERS,
+    NOTIFY_NAMES,
 )
 """All settings, in the order of the table in the README (which a test compares with this)."""

@@ -330,7 +330,7 @@ def settle(
         if problem.kind != "extra"
     ]
     if owed:
-        raise _owed(recording_id, owed, len(entries))
+        raise _owed(recording, owed, len(entries))
     manifests.publish(ends.store, folder, manifest)
     return _settled(ends.store, folder, manifest)
 
@@ -512,13 +512,14 @@ def _reason(entries: Sequence[manifests.PartEntry], lost: Sequence[manifests.Mis
     return None
 
 
-def _owed(recording_id: str, owed: list[dict[str, str]], stored: int) -> PartsOwedError:
+def _owed(recording: Recording, owed: list[dict[str, str]], stored: int) -> PartsOwedError:
     codes = ", ".join(sorted({one["code"] for one in owed}))
     error = PartsOwedError(
-        f"recording {recording_id} is not settled: {len(owed)} owed ({codes}), "
+        f"recording {recording.id} is not settled: {len(owed)} owed ({codes}), "
         f"{stored} stored and kept; run archive_meeting again with this recording_id to fetch what is missing"
     )
     error.owed = owed[:200]
+    error.expires_at = None if recording.expires_at is None else recording.expires_at.isoformat()
     return error
 
 
