@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--region", default="us-east-1")
     parser.add_argument("--no-conditions", action="store_true", help="ignore If-Match and If-None-Match on writes")
     parser.add_argument("--no-conditions-on-complete", action="store_true", help="the same, on completions only")
+    parser.add_argument("--no-if-match", action="store_true", help="ignore If-Match on writes")
     parser.add_argument("--no-checksums", action="store_true", help="ignore x-amz-checksum-* and never return any")
     parser.add_argument("--policy", type=Path, help="an IAM policy document: what the one user may do")
     parser.add_argument("--tls", nargs=2, metavar=("CERTIFICATE", "KEY"), help="speak HTTPS")
@@ -41,6 +42,7 @@ def main() -> None:
         buckets=options.bucket,
         conditions=not options.no_conditions,
         conditions_on_complete=not options.no_conditions_on_complete,
+        if_match=not options.no_if_match,
         checksums=not options.no_checksums,
         policy=Policy(json.loads(options.policy.read_text())) if options.policy else None,
         tls=tls,

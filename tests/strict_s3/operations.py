@@ -147,6 +147,7 @@ class Call:
     number: int
     region: str
     conditions: bool
+    if_match: bool
     checksums: bool
 
     @property
@@ -159,7 +160,7 @@ class Call:
 
     def write_conditions(self) -> Mapping[str, str]:
         headers = self.request.headers
-        names = ("if-match", "if-none-match") if self.conditions else ()
+        names = ("if-none-match", *(["if-match"] if self.if_match else [])) if self.conditions else ()
         return {name: headers[name] for name in names if name in headers}
 
     def blob(self) -> Blob:

@@ -40,6 +40,7 @@ class Settings:
 
     :param conditions: honour If-Match and If-None-Match on PutObject and CompleteMultipartUpload.
     :param conditions_on_complete: the same, for CompleteMultipartUpload alone.
+    :param if_match: honour If-Match on both.
     :param checksums: know ``x-amz-checksum-*``; without, they are ignored and never returned.
     :param policy: what the one user may do; None for everything.
     """
@@ -48,6 +49,7 @@ class Settings:
     buckets: Sequence[str]
     conditions: bool = True
     conditions_on_complete: bool = True
+    if_match: bool = True
     checksums: bool = True
     policy: Policy | None = None
     tls: ssl.SSLContext | None = None
@@ -209,6 +211,7 @@ class _Exchange:
             number=entry["number"],
             region=settings.credentials.region,
             conditions=settings.conditions and on_complete,
+            if_match=settings.if_match,
             checksums=settings.checksums,
         )
         reply = HANDLERS[operation.name](call)

@@ -687,6 +687,13 @@ def test_weaker_stores() -> None:
         upload_id, parts = upload(s3, LAST, **FULL)
         complete(s3, upload_id, parts, IfNoneMatch="*")
         assert server.content("a") == LAST
+    with Process("--no-if-match") as server:
+        s3 = make_client(server)
+        s3.put_object(Bucket="archive", Key="a", Body=b"1", IfMatch='"x"')
+        assert refused(s3.put_object, Key="a", IfNoneMatch="*") == ("PreconditionFailed", 412)
+        upload_id, parts = upload(s3, LAST, **FULL)
+        complete(s3, upload_id, parts, IfMatch='"x"')
+        assert server.content("a") == LAST
 
 
 POLICY = {

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from include.archive.errors import BadArchiveUriError
-from include.archive.stores.base import ObjectInfo, Store, Writer
+from include.archive.stores.base import ObjectInfo, Store, Unfinished, Writer
 from include.archive.stores.local import LocalStore
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from mypy_boto3_s3 import S3Client
 
-__all__ = ["LocalStore", "ObjectInfo", "Store", "Writer", "open_store"]
+__all__ = ["LocalStore", "ObjectInfo", "Store", "Unfinished", "Writer", "open_store"]
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 

@@ -1,7 +1,7 @@
 """What every store promises, wherever it keeps its objects.
 
 - An object is visible under its key only whole: never while it is being written, never after a failed write.
-- A key is written once. Nothing here replaces an object.
+- A key is written once. Nothing replaces an object but a repair that names the very version that it found damaged.
 - Memory does not grow with the size of an object.
 """
 
@@ -32,6 +32,7 @@ class ObjectInfo:
     :param metadata: the small notes stored with the object, keys in lower case. Empty in listings.
     :param etag: the store's own version mark; says nothing about the bytes.
     :param checksums: checksums of the whole object that the store itself computed: algorithm to lower-case hex.
+    :param modified: when it was stored, in seconds since 1970.
     """
 
     key: str
@@ -39,6 +40,21 @@ class ObjectInfo:
     metadata: Mapping[str, str] = field(default_factory=dict)
     etag: str | None = None
     checksums: Mapping[str, str] = field(default_factory=dict)
+    modified: float = 0.0
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """An object that somebody began to write.
+
+    :param key: where it was to be.
+    :param mark: what the store calls it.
+    :param since: when it was begun, or last written to, in seconds since 1970.
+    """
+
+    key: str
+    mark: str
+    since: float
 
 
 class Flow(Protocol):
@@ -89,10 +105,11 @@ class Writer(Protocol):
         ...
 
     def commit(self, metadata: Mapping[str, str]) -> ObjectInfo:
-        """Make the object visible under its key, if the key is still free.
+        """Make the object visible under its key, if the key is still free, or still holds what is to be replaced.
 
         :param metadata: notes that only the end could tell, kept where the store can still take them.
-        :raises AlreadyExistsError: when the key is taken.
+        :raises AlreadyExistsError: when the key is taken, or holds another version than the one to be replaced.
+        :raises ObjectMissingError: when what was to be replaced is gone.
         :raises IntegrityError: when another number of bytes was written than announced.
         :raises UploadLostError: when somebody cleaned up the unfinished object.
         :raises StorageError: when the store refuses.
@@ -104,7 +121,10 @@ class Writer(Protocol):
         ...
 
     def withdraw(self) -> None:
-        """Take back the object that this writer has just committed and that turned out damaged."""
+        """Take back the object that this writer has just committed and that turned out damaged.
+
+        One that replaced another stays: it is no worse than what was there, and then there would be none.
+        """
         ...
 
     def __enter__(self) -> Writer: ...
@@ -117,11 +137,12 @@ class Writer(Protocol):
 class Store(Protocol):
     """Objects under keys. Keys are those of :mod:`include.archive.layout`; others raise ValueError."""
 
-    def preflight(self, folder: str) -> None:
+    def preflight(self, folder: str, *, replacing: bool = False) -> None:
         """Find out, before anything is fetched, whether objects can be stored in a folder and will be safe there.
 
         Leaves nothing behind in a store that keeps its promises.
 
+        :param replacing: find out as well whether the store replaces one version of an object and no other.
         :raises StorageError: when the store refuses, or would replace what it was told not to.
         """
         ...
@@ -138,6 +159,18 @@ class Store(Protocol):
         """Yield the keys of the folders directly below ``folder``, in order."""
         ...
 
+    def loose(self, folder: str = "") -> Iterator[ObjectInfo]:
+        """Yield the objects that lie directly in ``folder``, not in folders below it, in key order."""
+        ...
+
+    def unfinished(self, prefix: str = "") -> Iterator[Unfinished]:
+        """Yield what was begun, and not finished, under keys that begin with ``prefix``, a folder and a slash."""
+        ...
+
+    def discard(self, unfinished: Unfinished) -> bool:
+        """Remove what was begun; False when it was gone, or the store refused."""
+        ...
+
     def read(self, key: str, start: int = 0) -> Iterator[bytes]:
         """Yield the object's bytes in chunks of at most 1 MiB.
 
@@ -147,7 +180,13 @@ class Store(Protocol):
         ...
 
     def write(
-        self, key: str, *, media_type: str, size: int | None = None, metadata: Mapping[str, str] | None = None
+        self,
+        key: str,
+        *,
+        media_type: str,
+        size: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+        replaces: ObjectInfo | None = None,
     ) -> Writer:
         """Begin a new object.
 
@@ -155,10 +194,12 @@ class Store(Protocol):
         :param media_type: what the bytes are.
         :param size: how many bytes will follow, where that is known.
         :param metadata: what is known at the start; the commit may add to it.
+        :param replaces: the damaged version, as :meth:`stat` described it, whose place the object takes; there is
+            always one of the two under the key. By default the key must be free.
         """
         ...
 
-    def put_if_absent(self, key: str, data: bytes, media_type: str) -> bool:
+    def put_if_absent(self, key: str, data: bytes, media_type: str, metadata: Mapping[str, str] | None = None) -> bool:
         """Store a small object in one step; False when the key is taken."""
         ...
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import os
 import secrets
 import stat
 import zlib
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -21,9 +23,10 @@ from include.archive.errors import (
     StorageError,
     StorageFullError,
     StorageUnavailableError,
+    StoredBytesDifferError,
     UploadLostError,
 )
-from include.archive.stores.base import READ_CHUNK, ObjectInfo, check_size, checked_key
+from include.archive.stores.base import READ_CHUNK, ObjectInfo, Unfinished, check_size, checked_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,8 +51,8 @@ class LocalStore:
     """Objects as files below one folder, which is created when the first object is.
 
     Below the root no symbolic link is ever followed. A file is written under a temporary name that nobody else can
-    read, then linked to its own: a link, unlike a rename, never replaces anything. Notes are kept as extended
-    attributes where the file system has them, and are left out where it does not.
+    read, then linked to its own: a link, unlike a rename, never replaces anything. Only a repair renames. Notes are
+    kept as extended attributes where the file system has them, and are left out where it does not.
 
     :param root: absolute path of the folder.
     """
@@ -61,7 +64,7 @@ class LocalStore:
         os.umask(umask)
         self._mode = 0o644 & ~umask
 
-    def preflight(self, folder: str) -> None:  # noqa: ARG002 - one file system serves all folders
+    def preflight(self, folder: str, *, replacing: bool = False) -> None:  # noqa: ARG002 - all folders are alike
         """See :meth:`include.archive.stores.base.Store.preflight`."""
         with self.write("probe", media_type="application/x-empty", size=0):
             pass  # leaving without a commit takes it back
@@ -79,9 +82,32 @@ class LocalStore:
 
     def folders(self, folder: str = "") -> Iterator[str]:
         """See :meth:`include.archive.stores.base.Store.folders`."""
-        for name, size in self._entries(folder):
-            if size is None:
+        for name, state in self._entries(folder):
+            if state is None:
                 yield _join(folder, name)
+
+    def loose(self, folder: str = "") -> Iterator[ObjectInfo]:
+        """See :meth:`include.archive.stores.base.Store.loose`."""
+        for name, state in self._entries(folder):
+            if state is not None:
+                yield _listed(_join(folder, name), state)
+
+    def unfinished(self, prefix: str = "") -> Iterator[Unfinished]:
+        """See :meth:`include.archive.stores.base.Store.unfinished`."""
+        todo = [prefix.rstrip("/")]
+        while todo:
+            folder = todo.pop()
+            for name, state in self._entries(folder, temporary=True):
+                if state is None:
+                    todo.append(_join(folder, name))
+                elif name.startswith(_TEMP):
+                    key = _join(folder, name[len(_TEMP) :].rpartition(".")[0])
+                    yield Unfinished(key=key, mark=_join(folder, name), since=state.st_mtime)
+
+    def discard(self, unfinished: Unfinished) -> bool:
+        """See :meth:`include.archive.stores.base.Store.discard`."""
+        folder, _, name = unfinished.mark.rpartition("/")
+        return bool(self._unlink_temporary(folder, name[len(_TEMP) :]))
 
     def read(self, key: str, start: int = 0) -> Iterator[bytes]:
         """See :meth:`include.archive.stores.base.Store.read`."""
@@ -93,7 +119,13 @@ class LocalStore:
                 yield chunk
 
     def write(
-        self, key: str, *, media_type: str, size: int | None = None, metadata: Mapping[str, str] | None = None
+        self,
+        key: str,
+        *,
+        media_type: str,
+        size: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+        replaces: ObjectInfo | None = None,
     ) -> LocalWriter:
         """See :meth:`include.archive.stores.base.Store.write`."""
         folder, _, name = checked_key(key).rpartition("/")
@@ -101,15 +133,23 @@ class LocalStore:
         with _errors(key):
             folder_fd = self._open_folder(folder, create=True)
             try:
-                return LocalWriter(key=key, name=name, folder_fd=folder_fd, size=size, metadata=notes, mode=self._mode)
+                return LocalWriter(
+                    key=key,
+                    name=name,
+                    folder_fd=folder_fd,
+                    size=size,
+                    metadata=notes,
+                    mode=self._mode,
+                    replaces=replaces,
+                )
             except BaseException:
                 os.close(folder_fd)
                 raise
 
-    def put_if_absent(self, key: str, data: bytes, media_type: str) -> bool:
+    def put_if_absent(self, key: str, data: bytes, media_type: str, metadata: Mapping[str, str] | None = None) -> bool:
         """See :meth:`include.archive.stores.base.Store.put_if_absent`."""
         try:
-            with self.write(key, media_type=media_type, size=len(data)) as writer:
+            with self.write(key, media_type=media_type, size=len(data), metadata=metadata) as writer:
                 writer.write(memoryview(data))
                 writer.commit({})
         except AlreadyExistsError:
@@ -208,9 +248,12 @@ class LocalStore:
         finally:
             os.close(file)
 
-    def _entries(self, folder: str) -> Sequence[tuple[str, int | None]]:
-        """Return the names in a folder in key order, each with its size, None for folders; no unfinished ones."""
-        found: dict[str, int | None] = {}
+    def _entries(self, folder: str, *, temporary: bool = False) -> Sequence[tuple[str, os.stat_result | None]]:
+        """Return the names in a folder in key order, each with its state, None for folders.
+
+        :param temporary: unfinished ones as well.
+        """
+        found: dict[str, os.stat_result | None] = {}
         with _errors(folder):
             try:
                 folder_fd = self._open_folder(folder)
@@ -221,21 +264,21 @@ class LocalStore:
                     for entry in entries:
                         if entry.is_dir(follow_symlinks=False):
                             found[entry.name] = None
-                        elif entry.is_file(follow_symlinks=False) and not entry.name.startswith(_TEMP):
+                        elif entry.is_file(follow_symlinks=False) and (temporary or not entry.name.startswith(_TEMP)):
                             with suppress(FileNotFoundError):
-                                found[entry.name] = entry.stat(follow_symlinks=False).st_size
+                                found[entry.name] = entry.stat(follow_symlinks=False)
             finally:
                 os.close(folder_fd)
         return sorted(found.items(), key=lambda item: item[0] + ("/" if item[1] is None else ""))
 
     def _walk(self, folder: str, start: str = "") -> Iterator[ObjectInfo]:
-        for name, size in self._entries(folder):
+        for name, state in self._entries(folder):
             if name.startswith(start):
                 key = _join(folder, name)
-                if size is None:
+                if state is None:
                     yield from self._walk(key)
                 else:
-                    yield ObjectInfo(key=key, size=size)
+                    yield _listed(key, state)
 
 
 class LocalWriter:
@@ -243,23 +286,33 @@ class LocalWriter:
 
     :param folder_fd: the target folder, open; the writer closes it.
     :param mode: of the finished file; until then only its owner can read it.
+    :param replaces: the file whose place it takes; by default the name must be free.
     """
 
     def __init__(
-        self, *, key: str, name: str, folder_fd: int, size: int | None, metadata: Mapping[str, str], mode: int
+        self,
+        *,
+        key: str,
+        name: str,
+        folder_fd: int,
+        size: int | None,
+        metadata: Mapping[str, str],
+        mode: int,
+        replaces: ObjectInfo | None,
     ) -> None:
         self._key = key
         self._name = name
         self._size = size
         self._metadata = dict(metadata)
         self._mode = mode
+        self._replaces = replaces
         self._temp = f"{_TEMP}{name}.{secrets.token_hex(8)}"
         self._written = 0
         self._crc = 0
         self._inode: int | None = None
         self._folder_fd: int | None = folder_fd
         # O_EXCL also refuses a link that somebody put there.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         self._file: int | None = os.open(self._temp, flags, 0o600, dir_fd=folder_fd)
 
     @property
@@ -290,7 +343,10 @@ class LocalWriter:
             _note(file, {**self._metadata, **metadata})
             os.fchmod(file, self._mode)
             os.fsync(file)
-            self._publish(folder)
+            if self._replaces is None:
+                self._publish(folder)
+            else:
+                self._replace(file, folder, self._replaces)
             self._inode = os.fstat(file).st_ino
             info = _info(self._key, file)
             self._close_file()
@@ -310,6 +366,34 @@ class LocalWriter:
         with suppress(FileNotFoundError):
             os.unlink(self._temp, dir_fd=folder)
 
+    def _replace(self, file: int, folder: int, old: ObjectInfo) -> None:
+        """Take the place of a file, if it is still the one that was found damaged."""
+        if self._read_back(file) != self._crc:
+            raise StoredBytesDifferError(f"{self._key}: the disk kept other bytes than it was given")
+        try:
+            damaged = os.open(self._name, _FILE_FLAGS, dir_fd=folder)
+        except FileNotFoundError:
+            raise ObjectMissingError(f"{self._key}: what was to be replaced is gone") from None
+        try:
+            # Whoever else repairs the same file waits here, and then finds that the name means another one.
+            with suppress(OSError):
+                fcntl.flock(damaged, fcntl.LOCK_EX)
+            there, named = os.fstat(damaged), os.stat(self._name, dir_fd=folder, follow_symlinks=False)
+            if there.st_ino != named.st_ino or (there.st_size, _version(there)) != (old.size, old.etag):
+                raise AlreadyExistsError(f"{self._key}: another file is there than the one that was to be replaced")
+            os.rename(self._temp, self._name, src_dir_fd=folder, dst_dir_fd=folder)
+        except FileNotFoundError:
+            raise UploadLostError(f"{self._key}: the temporary file is gone; another try has begun") from None
+        finally:
+            os.close(damaged)
+
+    def _read_back(self, file: int) -> int:
+        os.lseek(file, 0, os.SEEK_SET)
+        crc32 = 0
+        while chunk := os.read(file, READ_CHUNK):
+            crc32 = zlib.crc32(chunk, crc32)
+        return crc32
+
     def abort(self) -> None:
         """See :meth:`include.archive.stores.base.Writer.abort`."""
         if self._file is not None and self._folder_fd is not None:
@@ -325,7 +409,7 @@ class LocalWriter:
 
     def withdraw(self) -> None:
         """See :meth:`include.archive.stores.base.Writer.withdraw`."""
-        if self._inode is None or self._folder_fd is None:
+        if self._inode is None or self._folder_fd is None or self._replaces is not None:
             return
         with _errors(self._key), suppress(FileNotFoundError):
             # Only the file that this writer made: the name may mean another by now.
@@ -393,4 +477,12 @@ def _info(key: str, file: int) -> ObjectInfo:
         for name in os.listxattr(file):
             if name.startswith(_ATTRIBUTE):
                 metadata[name[len(_ATTRIBUTE) :]] = os.getxattr(file, name).decode("ascii", "replace")
-    return ObjectInfo(key=key, size=state.st_size, metadata=metadata, etag=f"{state.st_ino:x}-{state.st_mtime_ns:x}")
+    return replace(_listed(key, state), metadata=metadata)
+
+
+def _listed(key: str, state: os.stat_result) -> ObjectInfo:
+    return ObjectInfo(key=key, size=state.st_size, etag=_version(state), modified=state.st_mtime)
+
+
+def _version(state: os.stat_result) -> str:
+    return f"{state.st_ino:x}-{state.st_mtime_ns:x}"

@@ -12,6 +12,7 @@ import re
 import time
 import zlib
 from contextlib import contextmanager, suppress
+from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import quote, urlencode, urlsplit
@@ -33,7 +34,7 @@ from include.archive.errors import (
     UploadLostError,
     WrongRegionError,
 )
-from include.archive.stores.base import READ_CHUNK, ObjectInfo, check_size, checked_key, is_of_stem
+from include.archive.stores.base import READ_CHUNK, ObjectInfo, Unfinished, check_size, checked_key, is_of_stem
 from include.archive.stores.s3_wire import Body, Wire, base64_crc32, combined_crc32
 
 if TYPE_CHECKING:
@@ -138,7 +139,8 @@ class StreamsRefusedError(StorageError):
 class S3Store:
     """Objects in a bucket, below a prefix.
 
-    Every write carries ``If-None-Match: *``, so the store itself refuses to replace an object, whoever is first.
+    Every write carries ``If-None-Match: *``, so the store itself refuses to replace an object, whoever is first; a
+    repair carries ``If-Match`` with the version that it found damaged.
 
     :param bucket: the bucket's name.
     :param prefix: where the archive begins in it, without slashes at the ends; may be empty.
@@ -154,11 +156,12 @@ class S3Store:
         self._wire = Wire(client, bucket) if Wire.reaches(bucket) else None
         self.takes_streams = self._wire is not None
 
-    def preflight(self, folder: str) -> None:
+    def preflight(self, folder: str, *, replacing: bool = False) -> None:
         """See :meth:`include.archive.stores.base.Store.preflight`.
 
         A write on the condition that the object has an impossible ETag must be refused, and then leaves nothing behind.
-        Only where it succeeds is there an object for ``If-None-Match`` to refuse; a store that heeds that one will do.
+        Only where it succeeds is there an object for ``If-None-Match`` to refuse; a store that heeds that one will do,
+        except for replacing.
         """
         probe = f"{folder}/probe.bin"
         for operation, write in (("PutObject", self._probe_put), ("CompleteMultipartUpload", self._probe_upload)):
@@ -167,6 +170,11 @@ class S3Store:
             ignored = write(probe, IfNoneMatch="*")
             with suppress(StorageError), self._errors("DeleteObject", probe):
                 self._client.delete_object(**self._place(probe))
+            if replacing and not ignored:
+                raise ConditionsIgnoredError(
+                    f"{self.uri('')}: the store ignores If-Match on {operation}, so a damaged object can't be replaced "
+                    "without the risk of replacing a good one; remove it by hand, then it is fetched again"
+                )
             if ignored:
                 raise ConditionsIgnoredError(
                     f"{self.uri('')}: the store ignores conditions on {operation} and could replace what is archived; "
@@ -187,6 +195,7 @@ class S3Store:
             metadata={name[len(prefix) :]: value for name, value in headers.items() if name.startswith(prefix)},
             etag=headers["etag"],
             checksums=_checksums(headers),
+            modified=parsedate_to_datetime(headers["last-modified"]).timestamp(),
         )
 
     def _head(self, wire: Wire | None, key: str) -> Mapping[str, str]:
@@ -224,7 +233,30 @@ class S3Store:
                     key = item["Key"][len(self._prefix) :]
                     # A console "folder" is an empty object whose key ends with a slash.
                     if key and not key.endswith("/"):
-                        yield ObjectInfo(key=key, size=item["Size"], etag=item["ETag"])
+                        yield _listed(key, item)
+
+    def loose(self, folder: str = "") -> Iterator[ObjectInfo]:
+        """See :meth:`include.archive.stores.base.Store.loose`."""
+        prefix = f"{self._prefix}{folder}/" if folder else self._prefix
+        pages = self._client.get_paginator("list_objects_v2")
+        with self._errors("ListObjectsV2", folder):
+            for page in pages.paginate(Bucket=self._bucket, Prefix=prefix, Delimiter="/"):
+                for item in page.get("Contents", []):
+                    if item["Key"] != prefix:
+                        yield _listed(item["Key"][len(self._prefix) :], item)
+
+    def unfinished(self, prefix: str = "") -> Iterator[Unfinished]:
+        """See :meth:`include.archive.stores.base.Store.unfinished`."""
+        pages = self._client.get_paginator("list_multipart_uploads")
+        with self._errors("ListMultipartUploads", prefix):
+            for page in pages.paginate(Bucket=self._bucket, Prefix=f"{self._prefix}{prefix}"):
+                for upload in page.get("Uploads", []):
+                    key = upload["Key"][len(self._prefix) :]
+                    yield Unfinished(key=key, mark=upload["UploadId"], since=upload["Initiated"].timestamp())
+
+    def discard(self, unfinished: Unfinished) -> bool:
+        """See :meth:`include.archive.stores.base.Store.discard`."""
+        return self.abort_upload(unfinished.key, unfinished.mark)
 
     def folders(self, folder: str = "") -> Iterator[str]:
         """See :meth:`include.archive.stores.base.Store.folders`."""
@@ -251,15 +283,28 @@ class S3Store:
                 body.close()
 
     def write(
-        self, key: str, *, media_type: str, size: int | None = None, metadata: Mapping[str, str] | None = None
+        self,
+        key: str,
+        *,
+        media_type: str,
+        size: int | None = None,
+        metadata: Mapping[str, str] | None = None,
+        replaces: ObjectInfo | None = None,
     ) -> S3Writer:
         """See :meth:`include.archive.stores.base.Store.write`."""
-        return S3Writer(store=self, key=checked_key(key), media_type=media_type, size=size, metadata=metadata or {})
+        return S3Writer(
+            store=self,
+            key=checked_key(key),
+            media_type=media_type,
+            size=size,
+            metadata=metadata or {},
+            replaces=replaces,
+        )
 
-    def put_if_absent(self, key: str, data: bytes, media_type: str) -> bool:
+    def put_if_absent(self, key: str, data: bytes, media_type: str, metadata: Mapping[str, str] | None = None) -> bool:
         """See :meth:`include.archive.stores.base.Store.put_if_absent`."""
         try:
-            self.put(key, data, media_type=media_type, metadata={}, crc32=zlib.crc32(data))
+            self.put(key, data, media_type=media_type, metadata=metadata or {}, crc32=zlib.crc32(data))
         except AlreadyExistsError:
             return False
         return True
@@ -275,15 +320,7 @@ class S3Store:
 
     def _abort_uploads(self, prefix: str, is_stale: Callable[[str, str], bool]) -> int:
         """Abort uploads by their key and id."""
-        removed = 0
-        pages = self._client.get_paginator("list_multipart_uploads")
-        with self._errors("ListMultipartUploads", prefix):
-            for page in pages.paginate(Bucket=self._bucket, Prefix=f"{self._prefix}{prefix}"):
-                for upload in page.get("Uploads", []):
-                    key = upload["Key"][len(self._prefix) :]
-                    if is_stale(key, upload["UploadId"]):
-                        removed += self.abort_upload(key, upload["UploadId"])
-        return removed
+        return sum(self.discard(one) for one in self.unfinished(prefix) if is_stale(one.key, one.mark))
 
     def uri(self, key: str) -> str:
         """See :meth:`include.archive.stores.base.Store.uri`."""
@@ -308,16 +345,24 @@ class S3Store:
         return {"Bucket": self._bucket, "Key": self._prefix + checked_key(key)}
 
     def put(
-        self, key: str, data: bytes | memoryview, *, media_type: str, metadata: Mapping[str, str], crc32: int
+        self,
+        key: str,
+        data: bytes | memoryview,
+        *,
+        media_type: str,
+        metadata: Mapping[str, str],
+        crc32: int,
+        replaces: ObjectInfo | None = None,
     ) -> None:
-        """Store an object in one request, if its key is free.
+        """Store an object in one request, if its key is free, or still holds the version to be replaced.
 
         :raises AlreadyExistsError: when the key is taken.
         """
 
         def send(wire: Wire | None, key: str) -> None:
             if wire is not None:
-                headers = {**_new_object(media_type, metadata), "x-amz-checksum-crc32": base64_crc32(crc32)}
+                headers = _new_object(media_type, metadata, replaces)
+                headers["x-amz-checksum-crc32"] = base64_crc32(crc32)
                 wire.put(self._prefix + checked_key(key), data, headers)
             else:
                 self._client.put_object(
@@ -326,17 +371,25 @@ class S3Store:
                     ContentType=media_type,
                     Metadata=dict(metadata),
                     ChecksumCRC32=base64_crc32(crc32),
-                    IfNoneMatch="*",
+                    **_condition(replaces),
                 )
 
         self._sent("PutObject", key, send)
 
-    def put_stream(self, key: str, body: Body, *, media_type: str, metadata: Mapping[str, str]) -> None:
-        """Store an object while it is read, if its key is free.
+    def put_stream(
+        self,
+        key: str,
+        body: Body,
+        *,
+        media_type: str,
+        metadata: Mapping[str, str],
+        replaces: ObjectInfo | None = None,
+    ) -> None:
+        """Store an object while it is read, if its key is free, or still holds the version to be replaced.
 
         :raises AlreadyExistsError: when the key is taken.
         """
-        self._stream("PutObject", key, body, _new_object(media_type, metadata), {})
+        self._stream("PutObject", key, body, _new_object(media_type, metadata, replaces), {})
 
     def upload_stream(self, key: str, upload_id: str, number: int, body: Body) -> CompletedPartTypeDef:
         """Send one part while it is read."""
@@ -384,9 +437,16 @@ class S3Store:
                     raise
 
     def complete_upload(
-        self, key: str, upload_id: str, parts: Sequence[CompletedPartTypeDef], *, size: int, crc32: int
+        self,
+        key: str,
+        upload_id: str,
+        parts: Sequence[CompletedPartTypeDef],
+        *,
+        size: int,
+        crc32: int,
+        replaces: ObjectInfo | None = None,
     ) -> None:
-        """Make an upload visible, if its key is free and its parts add up to what was sent.
+        """Make an upload visible, if its parts add up to what was sent and its key is free, or to be replaced.
 
         :raises AlreadyExistsError: when the key is taken.
         """
@@ -398,7 +458,7 @@ class S3Store:
                 MpuObjectSize=size,
                 ChecksumCRC32=base64_crc32(crc32),
                 ChecksumType="FULL_OBJECT",
-                IfNoneMatch="*",
+                **_condition(replaces),
             )
 
     def _probe_put(self, probe: str, **condition: str) -> bool:
@@ -482,13 +542,21 @@ class S3Writer:
     """
 
     def __init__(
-        self, *, store: S3Store, key: str, media_type: str, size: int | None, metadata: Mapping[str, str]
+        self,
+        *,
+        store: S3Store,
+        key: str,
+        media_type: str,
+        size: int | None,
+        metadata: Mapping[str, str],
+        replaces: ObjectInfo | None,
     ) -> None:
         self._store = store
         self._key = key
         self._media_type = media_type
         self._size = size
         self._metadata = dict(metadata)
+        self._replaces = replaces
         self._crc = 0
         self._written = 0
         self._upload_id: str | None = None
@@ -532,7 +600,13 @@ class S3Writer:
     def _take_whole(self, flow: Flow) -> ObjectInfo:
         def send(body: Body) -> None:
             try:
-                self._store.put_stream(self._key, body, media_type=self._media_type, metadata=self._metadata)
+                self._store.put_stream(
+                    self._key,
+                    body,
+                    media_type=self._media_type,
+                    metadata=self._metadata,
+                    replaces=self._replaces,
+                )
             except StorageUnavailableError:
                 self._raise_if_there()
                 raise
@@ -576,7 +650,12 @@ class S3Writer:
             if self._upload_id is None:
                 notes = {**self._metadata, **metadata}
                 self._store.put(
-                    self._key, self._content(), media_type=self._media_type, metadata=notes, crc32=self._crc
+                    self._key,
+                    self._content(),
+                    media_type=self._media_type,
+                    metadata=notes,
+                    crc32=self._crc,
+                    replaces=self._replaces,
                 )
             else:
                 if self._filled:
@@ -589,7 +668,8 @@ class S3Writer:
 
     def _raise_if_there(self) -> None:
         """Raise AlreadyExistsError if a request succeeded after all and only its answer was lost."""
-        if self._store.stat(self._key) is not None:
+        info = self._store.stat(self._key)
+        if info is not None and (self._replaces is None or info.etag != self._replaces.etag):
             raise AlreadyExistsError(f"{self._store.uri(self._key)} already exists") from None
 
     def _stored(self) -> ObjectInfo:
@@ -612,7 +692,7 @@ class S3Writer:
 
     def withdraw(self) -> None:
         """See :meth:`include.archive.stores.base.Writer.withdraw`."""
-        if self._committed is not None:
+        if self._committed is not None and self._replaces is None:
             self._store.delete(self._committed)
 
     def _next_part_bytes(self) -> int:
@@ -640,7 +720,12 @@ class S3Writer:
     def _complete(self) -> None:
         try:
             self._store.complete_upload(
-                self._key, str(self._upload_id), self._parts, size=self._written, crc32=self._crc
+                self._key,
+                str(self._upload_id),
+                self._parts,
+                size=self._written,
+                crc32=self._crc,
+                replaces=self._replaces,
             )
         except StorageUnavailableError as error:
             if _is_conflict(error):
@@ -695,10 +780,20 @@ def _refuses_streams(error: ArchiveError) -> bool:
     return malformed or status in {405, 411, 501} or isinstance(error, WrongRegionError)
 
 
-def _new_object(media_type: str, metadata: Mapping[str, str]) -> dict[str, str]:
-    """Return the headers of an upload that must not replace anything."""
+def _new_object(media_type: str, metadata: Mapping[str, str], replaces: ObjectInfo | None) -> dict[str, str]:
+    """Return the headers of an upload that must not replace anything but that one version."""
     notes = {f"x-amz-meta-{name}": value for name, value in metadata.items()}
-    return {"Content-Type": media_type, "If-None-Match": "*", **notes}
+    condition = {"If-None-Match": "*"} if replaces is None else {"If-Match": replaces.etag or _NO_ETAG}
+    return {"Content-Type": media_type, **condition, **notes}
+
+
+def _condition(replaces: ObjectInfo | None) -> Any:
+    """Return the same condition in boto3's words."""
+    return {"IfNoneMatch": "*"} if replaces is None else {"IfMatch": replaces.etag or _NO_ETAG}
+
+
+def _listed(key: str, item: Any) -> ObjectInfo:
+    return ObjectInfo(key=key, size=item["Size"], etag=item["ETag"], modified=item["LastModified"].timestamp())
 
 
 def _lower(headers: Mapping[str, str]) -> dict[str, str]:

@@ -45,7 +45,7 @@ def s3_server() -> Iterator[Process]:
 
 @pytest.fixture
 def strict(s3_server: Process) -> Iterator[Process]:
-    """The same, empty. At the end, whoever wrote must have asked that nothing be replaced."""
+    """The same, empty. At the end, whoever wrote must have asked that nothing be replaced, or one version alone."""
     s3_server.reset()
     yield s3_server
     done = [entry for entry in s3_server.journal() if entry["done"] and TEST_AGENT not in entry["agent"]]
@@ -54,6 +54,7 @@ def strict(s3_server: Process) -> Iterator[Process]:
         for entry in done
         if entry["operation"] in {"PutObject", "CompleteMultipartUpload"}
         and entry["conditions"] != {"if-none-match": "*"}
+        and (list(entry["conditions"]) != ["if-match"] or "*" in entry["conditions"]["if-match"])
     ]
     assert unguarded == []
     unsummed = [
@@ -203,6 +204,14 @@ def archive(request: pytest.FixtureRequest, tmp_path: Path) -> Archive:
         return _local(tmp_path / "archive")
     if request.param == "moto":
         return _s3(request.getfixturevalue("moto"), kind="moto")
+    return _s3(request.getfixturevalue("s3"), server=request.getfixturevalue("strict"))
+
+
+@pytest.fixture(params=["local", "s3"])
+def faithful(request: pytest.FixtureRequest, tmp_path: Path) -> Archive:
+    """A store that replaces one version and no other, which moto does not."""
+    if request.param == "local":
+        return _local(tmp_path / "archive")
     return _s3(request.getfixturevalue("s3"), server=request.getfixturevalue("strict"))
 
 

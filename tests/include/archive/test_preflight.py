@@ -39,6 +39,22 @@ def test_a_store_that_ignores_conditions_is_refused(flag: str) -> None:
         assert not server.state()["uploads"]
 
 
+def test_a_good_store_replaces_one_version_alone(faithful: Archive) -> None:
+    faithful.store.preflight(FOLDER, replacing=True)
+    assert faithful.keys() == []
+    assert faithful.leftovers() == []
+
+
+def test_a_store_that_ignores_if_match_may_store_but_not_replace() -> None:
+    with Process("--no-if-match", bucket=BUCKET, access_key="testing", secret_key="testing") as server:
+        store = S3Store(bucket=BUCKET, prefix="audio", client=make_client(server.endpoint))
+        store.preflight(FOLDER)
+        with pytest.raises(errors.ConditionsIgnoredError, match="If-Match"):
+            store.preflight(FOLDER, replacing=True)
+        assert list(store.list()) == []
+        assert not server.state()["uploads"]
+
+
 def test_what_killed_trials_left_is_removed(tmp_path: Path, bucket: Archive, strict: Process) -> None:
     (tmp_path / ".tmp-probe.0123456789abcdef").write_bytes(b"")
     LocalStore(root=tmp_path).preflight(FOLDER)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from include.archive.stores import ObjectInfo
     from tests.strict_s3.process import Process
 
 KEY = f"{STEM}.ogg"
@@ -262,6 +263,137 @@ def test_a_writer_can_take_back_only_what_it_stored(archive: Archive, size: int,
             with pytest.raises(errors.AlreadyExistsError):
                 writer.withdraw()
         assert archive.get(KEY) == b"foreign"
+
+
+# -- replacing one damaged version -----------------------------------------------------------------------------------
+
+
+def renew(archive: Archive, old: ObjectInfo, data: bytes, meanwhile: Callable[[], object] = lambda: None) -> None:
+    with archive.store.write(KEY, media_type="audio/ogg", size=len(data), replaces=old) as writer:
+        writer.write(memoryview(data))
+        meanwhile()
+        writer.commit({"sha256": "abc"})
+
+
+@pytest.mark.parametrize("size", [10, PART + 10])
+def test_a_damaged_object_is_replaced(faithful: Archive, size: int) -> None:
+    faithful.put(KEY, b"damaged")
+    faithful.put("other.ogg", b"other")
+    other = faithful.modified("other.ogg")
+    old = faithful.store.stat(KEY)
+    assert old is not None
+    renew(faithful, old, audio(size))
+    assert faithful.get(KEY) == audio(size)
+    assert faithful.modified("other.ogg") == other
+    assert faithful.keys() == sorted([KEY, "other.ogg"])
+    assert faithful.leftovers() == []
+    new = faithful.store.stat(KEY)
+    assert new is not None
+    assert new.modified >= old.modified > 1_700_000_000
+
+
+@pytest.mark.parametrize("size", [10, PART + 10])
+def test_another_version_is_not_replaced(faithful: Archive, size: int) -> None:
+    faithful.put(KEY, b"damaged")
+    old = faithful.store.stat(KEY)
+    assert old is not None
+    with pytest.raises(errors.AlreadyExistsError):
+        renew(faithful, old, audio(size), lambda: faithful.put(KEY, b"foreign"))
+    assert faithful.get(KEY) == b"foreign"
+    assert faithful.leftovers() == []
+
+
+@pytest.mark.parametrize("size", [10, PART + 10])
+def test_what_is_gone_is_not_replaced(faithful: Archive, size: int, tmp_path: Path, request: Any) -> None:
+    faithful.put(KEY, b"damaged")
+    old = faithful.store.stat(KEY)
+    assert old is not None
+
+    def remove() -> None:
+        if faithful.kind == "local":
+            (tmp_path / "archive" / KEY).unlink()
+        else:
+            request.getfixturevalue("strict").control(
+                "POST", "tamper", {"key": faithful.store.uri(KEY).split("/", 3)[3], "delete": True}
+            )
+
+    with pytest.raises(errors.ObjectMissingError):
+        renew(faithful, old, audio(size), remove)
+    assert faithful.keys() == []
+    assert faithful.leftovers() == []
+
+
+def test_of_many_repairs_one_replaces(faithful: Archive) -> None:
+    faithful.put(KEY, b"damaged")
+    old = faithful.store.stat(KEY)
+    assert old is not None
+    barrier, outcomes = threading.Barrier(8), []
+
+    def repair(number: int) -> None:
+        try:
+            renew(faithful, old, audio(1000, seed=number), lambda: barrier.wait(30))
+            outcomes.append(audio(1000, seed=number))
+        except errors.AlreadyExistsError:
+            pass
+
+    threads = [threading.Thread(target=repair, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [faithful.get(KEY)] == outcomes
+    assert faithful.leftovers() == []
+
+
+def test_what_took_a_place_is_not_taken_back(faithful: Archive) -> None:
+    faithful.put(KEY, b"damaged")
+    with faithful.store.write(KEY, media_type="audio/ogg", replaces=faithful.store.stat(KEY)) as writer:
+        writer.write(memoryview(b"new"))
+        writer.commit({})
+        writer.withdraw()
+    assert faithful.get(KEY) == b"new"
+
+
+def test_a_replaced_file_is_never_absent(local: Archive, tmp_path: Path) -> None:
+    local.put(KEY, b"damaged")
+    path, done, seen = tmp_path / "archive" / KEY, threading.Event(), set()
+
+    def watch() -> None:
+        while not done.is_set():
+            seen.add(path.read_bytes())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    for number in range(50):
+        old = local.store.stat(KEY)
+        assert old is not None
+        renew(local, old, b"%d" % number)
+    done.set()
+    thread.join()
+    assert seen <= {b"damaged", *(b"%d" % number for number in range(50))}
+
+
+def test_what_was_begun_can_be_listed_and_discarded(archive: Archive) -> None:
+    keys = [f"{folder}/participant=1/artifact/part.ogg" for folder in ("r1", "r2")]
+    writers = [archive.store.write(key, media_type="audio/ogg") for key in keys]
+    for writer in writers:
+        writer.write(memoryview(audio(PART + 1)))
+    (one,) = archive.store.unfinished("r1/")
+    assert (one.key, one.since > 1_200_000_000) == (keys[0], True)  # which is when moto believes that it was
+    assert [each.key for each in sorted(archive.store.unfinished(), key=lambda each: each.key)] == keys
+    assert archive.store.discard(one)
+    assert not archive.store.discard(one)
+    assert [left.replace(".tmp-", "").startswith(keys[1]) for left in archive.leftovers()] == [True]
+    for writer in writers:
+        writer.abort()
+
+
+def test_loose_objects(archive: Archive) -> None:
+    for key in ("a.txt", "day/b.txt", "day/recording/c.txt", "z.txt"):
+        archive.put(key, b"x")
+    assert [info.key for info in archive.store.loose()] == ["a.txt", "z.txt"]
+    assert [info.key for info in archive.store.loose("day")] == ["day/b.txt"]
+    assert list(archive.store.loose("nothing")) == []
 
 
 # -- local folder ----------------------------------------------------------------------------------------------------
