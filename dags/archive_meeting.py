@@ -15,7 +15,7 @@ from datetime import timedelta
 
 from airflow.sdk import dag
 
-from include.provider.assets import RECORDING_ARCHIVED
+from include.provider.assets import RECALL_MEETINGS, RECORDING_ARCHIVED
 from include.provider.errors import RecallRetryPolicy
 from include.provider.notices import notify_failure
 from include.provider.operators import (
@@ -78,6 +78,7 @@ def archive_meeting() -> None:
         archived=archived.output,
         map_index_template="{{ task_label }}",
         trigger_rule="all_done",
+        inlets=[RECALL_MEETINGS],
         outlets=[RECORDING_ARCHIVED],
         on_failure_callback=notify_failure,  # one message a meeting: it says what the tasks before it could not do
     ).expand(recording=recordings.output)

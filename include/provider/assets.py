@@ -1,4 +1,4 @@
-"""The asset that other Dags can be scheduled on."""
+"""The assets that other Dags can be scheduled on, or that keep what outlives a run."""
 
 from __future__ import annotations
 
@@ -6,3 +6,7 @@ from airflow.sdk import Asset
 
 RECORDING_ARCHIVED = Asset("recall_recording_archived")
 """One event per settled recording; its ``extra`` holds ``recording_id``, ``manifest_uri`` and ``outcome``."""
+
+RECALL_MEETINGS = Asset("recall_meetings")
+"""What is known about the workspace's meetings between runs, in Airflow's asset state store: which run waits for which
+bot (:mod:`include.provider.awaited`), and how far the sweep has come. It emits no events."""

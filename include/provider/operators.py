@@ -14,7 +14,7 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowSkipException
 
 from include.errors import CodedError
-from include.provider import settings
+from include.provider import awaited, settings
 from include.provider.assets import RECORDING_ARCHIVED
 from include.provider.errors import ERROR_KEY, RecallRetryPolicy, UnsupportedPlatformError, error_reported
 from include.provider.hook import RecallHook, folder_of, get_store
@@ -347,7 +347,8 @@ class RecallSettleRecordingOperator(BaseOperator):
 
     Map it over the sensor's recordings, with ``trigger_rule="all_done"``: it re-reads what the source lists and what
     the store holds, whatever the tasks before it say. With ``outlets=[RECORDING_ARCHIVED]`` it emits one asset event
-    per recording, when the manifest is written; a retry emits it again rather than never.
+    per recording, when the manifest is written; a retry emits it again rather than never. With
+    ``inlets=[RECALL_MEETINGS]`` it takes back what the sensor noted there (:mod:`include.provider.awaited`).
 
     :param recording: one of the recordings that the sensor returned (templated).
     :param archived: the receipts of the mapped tasks that succeeded (templated).
@@ -408,6 +409,7 @@ class RecallSettleRecordingOperator(BaseOperator):
                     notify_gaps(context, manifest, self.folder_url)
             else:
                 self.outlets = []  # nothing new, so nothing to announce
+            awaited.forget(context, bot_id, recording_id)
             self.log.info("Recording %s: %s, %d parts in %s", recording_id, settled.outcome, settled.parts, folder)
             return settled.to_dict()
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
 from include.errors import CodedError
-from include.provider import settings
+from include.provider import awaited, settings
+from include.provider.assets import RECALL_MEETINGS
 from include.provider.errors import BadParamsError, RecallRetryPolicy, error_reported
 from include.provider.hook import RecallHook, folder_of, get_store
 from include.provider.links import RecallBotLink
@@ -72,6 +73,7 @@ class RecallRecordingSensor(BaseSensorOperator):
         kwargs.setdefault("retry_policy", RecallRetryPolicy())
         # Our own deadline ends the wait with a code; Airflow's must never come first.
         kwargs.setdefault("timeout", timedelta(days=365))
+        kwargs.setdefault("inlets", [RECALL_MEETINGS])  # where it says what it waits for
         super().__init__(**kwargs)
         self.bot_id = bot_id
         self.recording_id = recording_id
@@ -89,10 +91,11 @@ class RecallRecordingSensor(BaseSensorOperator):
             self._check()
             if self.bot_id is not None:
                 self.bot_url = RecallHook(self.recall_conn_id).dashboard_url(self.bot_id)
-            if not self.deferrable:
-                return super().execute(context)
-            started_at = self._wait_started(context)
-            recordings = self._look_and_conclude(context, started_at)
+            with awaited.waiting_for(context, self._subject):
+                if not self.deferrable:
+                    return super().execute(context)
+                started_at = self._wait_started(context)
+                recordings = self._look_and_conclude(context, started_at)
             if recordings is None:
                 self._wait_in_triggerer(started_at)
             return recordings
@@ -106,15 +109,19 @@ class RecallRecordingSensor(BaseSensorOperator):
         """Take the trigger's one event; anything unknown in it is a failure, never a success."""
         with error_reported(context):
             self._check()
-            if not isinstance(event, dict):
-                raise CodedError("the trigger came back without an event", code="bad_event", permanent=False)
-            if isinstance(error := event.get("error"), dict):
-                return self._lost(CodedError(str(error.get("message")), code=str(error.get("code"))))
-            recordings = event.get("recordings")
-            if not isinstance(recordings, list):
-                raise CodedError("the trigger came back with an unknown event", code="bad_event", permanent=False)
-            self._hand_on(context, event.get("sealed"))
-            return self._conclude(recordings)
+            with awaited.waiting_for(context, self._subject, announce=False):
+                return self._take(context, event)
+
+    def _take(self, context: Context, event: Any) -> list[dict[str, Any]]:
+        if not isinstance(event, dict):
+            raise CodedError("the trigger came back without an event", code="bad_event", permanent=False)
+        if isinstance(error := event.get("error"), dict):
+            return self._lost(CodedError(str(error.get("message")), code=str(error.get("code"))))
+        recordings = event.get("recordings")
+        if not isinstance(recordings, list):
+            raise CodedError("the trigger came back with an unknown event", code="bad_event", permanent=False)
+        self._hand_on(context, event.get("sealed"))
+        return self._conclude(recordings)
 
     def _wait_in_triggerer(self, started_at: float) -> NoReturn:
         wait_timeout = self._wait_timeout()
@@ -135,6 +142,10 @@ class RecallRecordingSensor(BaseSensorOperator):
             # The trigger ends itself with a code; this is for one that was lost.
             timeout=timedelta(seconds=max(0.0, started_at + wait_timeout - time.time()) + 3600),
         )
+
+    @property
+    def _subject(self) -> str:
+        return self.bot_id or self.recording_id or ""
 
     def _check(self) -> None:
         self.bot_id = given(self.bot_id)

@@ -137,6 +137,7 @@ class Run:
             self.error, self.current = None, operator
             self.tries[task_id] = number
             context = {
+                "run_id": "manual__1",
                 "ti": TaskInstance(self, number),
                 "task_state_store": self.state,
                 "params": {},

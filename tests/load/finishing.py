@@ -59,7 +59,7 @@ def archive(event: dict[str, Any]) -> int:
         task.upstream_task_ids = {"before"}
         how = task.execute if not more else task.resume
         event = SimpleNamespace(extra=None)
-        return how({"ti": ti, "params": {}, "outlet_events": {RECORDING_ARCHIVED: event}}, *more)
+        return how({"ti": ti, "run_id": "manual__1", "params": {}, "outlet_events": {RECORDING_ARCHIVED: event}}, *more)
 
     waited = TaskInstance()
     recordings = run(RecallRecordingSensor(task_id="wait", bot_id="b"), waited, event)

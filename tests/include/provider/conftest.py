@@ -53,7 +53,9 @@ class Context(dict):  # type: ignore[type-arg]
     """A task's context for one try."""
 
     def __init__(self, state: StateStore | None = None, try_number: int = 1) -> None:
-        super().__init__(ti=TaskInstance(try_number), task_state_store=state or StateStore(), params={})
+        super().__init__(
+            ti=TaskInstance(try_number), task_state_store=state or StateStore(), params={}, run_id="manual__1"
+        )
 
     @property
     def error(self) -> dict[str, Any] | None:
