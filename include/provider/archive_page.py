@@ -30,6 +30,7 @@ from include.errors import CodedError
 from include.provider import settings
 from include.provider.archive_html import CONTENT_SECURITY_POLICY, MOST_ROWS, settled_page, unsettled_page
 from include.provider.hook import get_store
+from include.provider.runs import DAG_ID
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PREFIX = "/archive"
-DAG_ID = "archive_meeting"
 
 _HEADERS = {
     "Cache-Control": "private, no-store",

@@ -30,7 +30,8 @@ class RecallHook(BaseHook):
 
     The connection: ``password`` is the API key; ``extra.region`` one of Recall's regions; ``host``, when set, is the
     base URL instead and used as it stands; ``extra.media_hosts`` (list of ``host`` or ``host:port``) names further
-    hosts that audio may be fetched from, private addresses included. Other keys of ``extra`` are ignored.
+    hosts that audio may be fetched from, private addresses included; ``extra.webhook_secrets`` (list) holds the active
+    signing secrets of webhooks, newest first. Other keys of ``extra`` are ignored.
 
     Every request first asks the budget that all processes of the machine share (:mod:`include.recall.budget`).
 
@@ -84,6 +85,20 @@ class RecallHook(BaseHook):
         connection = self._connection
         hosts = _strings(connection.extra_dejson.get("media_hosts"), "media_hosts") if connection else []
         return MediaClient(allowed_hosts=[*hosts, base_url.split("://", 1)[-1].split("/", 1)[0]])
+
+    def webhook_keys(self) -> list[bytes]:
+        """Return the keys of all active webhook secrets; what is no secret is left out, and logged as an error."""
+        from include.recall.errors import RecallConfigError
+        from include.recall.webhooks import signing_key
+
+        keys = []
+        extra = self.get_connection(self.recall_conn_id).extra_dejson
+        for position, secret in enumerate(_strings(extra.get("webhook_secrets"), "webhook_secrets"), start=1):
+            try:
+                keys.append(signing_key(secret))
+            except RecallConfigError as error:
+                self.log.error("Entry %d of extra.webhook_secrets is left out: %s", position, error)
+        return keys
 
     def dashboard_url(self, bot_id: str) -> str:
         """Return the address of a bot's page in Recall's dashboard."""

@@ -1,0 +1,111 @@
+"""The runs of ``archive_meeting`` that start by themselves: their ids, and how one is started where the database is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+DAG_ID = "archive_meeting"
+AWAITED = "recall_meetings"
+"""The asset in whose state store each wait writes its run's id, under its bot's id."""
+
+STARTED = "started"
+EXISTS = "exists"
+AWAITED_ALREADY = "awaited"
+
+
+class NotNowError(Exception):
+    """No run can be started at the moment; the message says why."""
+
+
+def run_id_of(recording_id: str) -> str:
+    """Return the id of the one run that starts by itself for a recording: a second start is refused by Airflow."""
+    return f"recording__{recording_id}"
+
+
+def conf_of(recording_id: str) -> dict[str, Any]:
+    """Return the params of that run."""
+    return {"recording_id": recording_id}
+
+
+def start_run(recording_id: str, bot_id: str | None, user: str) -> str:
+    """Start the archiving of a recording, unless it has been started; for Airflow's API server, not for tasks.
+
+    :param recording_id: checked before, since it becomes part of an id.
+    :param bot_id: a run that waits for this bot takes its recordings too.
+    :param user: who is shown to have started it.
+    :return: ``started``; ``exists``, because its run was there before; or ``awaited``, because a run waits for the bot.
+    :raises NotNowError: the Dag is missing or paused.
+    """
+    from airflow.api.common.trigger_dag import trigger_dag
+    from airflow.exceptions import DagNotFound, DagRunAlreadyExists
+    from airflow.utils.session import create_session
+    from airflow.utils.types import DagRunTriggeredByType
+    from sqlalchemy.exc import IntegrityError
+
+    run_id = run_id_of(recording_id)
+    with create_session(scoped=False) as session:
+        if _state(session, run_id) is not None:
+            return EXISTS
+        _check_dag(session)
+        if bot_id is not None and _is_awaited(session, bot_id):
+            return AWAITED_ALREADY
+    try:
+        with create_session(scoped=False) as session:
+            trigger_dag(
+                DAG_ID,
+                triggered_by=DagRunTriggeredByType.REST_API,
+                triggering_user_name=user,
+                run_id=run_id,
+                conf=conf_of(recording_id),
+                session=session,
+            )
+    except DagRunAlreadyExists:
+        return EXISTS
+    except DagNotFound as error:
+        raise NotNowError(str(error)) from None
+    except IntegrityError:
+        # Another API server was faster by a moment.
+        with create_session(scoped=False) as session:
+            if _state(session, run_id) is None:
+                raise
+        return EXISTS
+    return STARTED
+
+
+def _state(session: Session, run_id: str) -> str | None:
+    from airflow.models.dagrun import DagRun
+    from sqlalchemy import select
+
+    state = session.scalar(select(DagRun.state).where(DagRun.dag_id == DAG_ID, DagRun.run_id == run_id))
+    return None if state is None else str(state)
+
+
+def _check_dag(session: Session) -> None:
+    from airflow.models.dag import DagModel
+    from sqlalchemy import select
+
+    row = session.execute(select(DagModel.is_paused, DagModel.is_stale).where(DagModel.dag_id == DAG_ID)).one_or_none()
+    if row is None or row.is_stale:
+        raise NotNowError(f"there is no Dag {DAG_ID}")
+    if row.is_paused:
+        raise NotNowError(f"the Dag {DAG_ID} is paused")
+
+
+def _is_awaited(session: Session, bot_id: str) -> bool:
+    import json
+
+    from airflow._shared.state import AssetScope
+    from airflow.models.asset import AssetModel
+    from airflow.state import get_state_backend
+    from sqlalchemy import select
+
+    asset_id = session.scalar(select(AssetModel.id).where(AssetModel.name == AWAITED, AssetModel.active.has()))
+    if asset_id is None:
+        return False
+    stored = get_state_backend().get(AssetScope(asset_id=asset_id), bot_id, session=session)
+    run_id = None if stored is None else json.loads(stored)
+    # A run that has ended waits for nothing, whatever it left behind.
+    return isinstance(run_id, str) and _state(session, run_id) in {"queued", "running"}

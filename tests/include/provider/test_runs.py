@@ -1,0 +1,168 @@
+"""Runs that start by themselves, in a real database of Airflow's."""
+
+from __future__ import annotations
+
+import json
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from airflow.utils.session import create_session
+from sqlalchemy import delete, event, select, update
+
+from include.provider import runs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DAGS = Path(__file__).resolve().parents[3] / "dags"
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[None]:
+    """The tables of this process's own Airflow home, with the Dags as the Dag processor leaves them."""
+    from airflow import settings
+    from airflow.dag_processing.dagbag import DagBag, sync_bag_to_db
+    from airflow.models import import_all_models
+    from airflow.models.base import Base
+    from airflow.models.dagbundle import DagBundleModel
+    from airflow.utils.db import synchronize_log_template
+
+    import_all_models()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        Base.metadata.create_all(settings.engine)
+        with create_session() as session:
+            session.add(DagBundleModel(name="dags-folder"))
+            synchronize_log_template(session=session)
+        bag = DagBag(dag_folder=str(DAGS / "archive_meeting.py"), bundle_path=DAGS, bundle_name="dags-folder")
+        sync_bag_to_db(bag, "dags-folder", None)
+        yield
+        Base.metadata.drop_all(settings.engine)
+
+
+@pytest.fixture(autouse=True)
+def clean(database: None) -> Iterator[None]:
+    from airflow.models.asset import AssetActive, AssetModel
+    from airflow.models.asset_state_store import AssetStateStoreModel
+    from airflow.models.dag import DagModel
+    from airflow.models.dagrun import DagRun
+
+    yield
+    with create_session() as session:
+        session.execute(update(DagModel).values(is_paused=False, is_stale=False))
+        for one in session.scalars(select(DagRun)):
+            session.delete(one)
+        session.execute(delete(AssetStateStoreModel))
+        session.execute(delete(AssetActive).where(AssetActive.name == runs.AWAITED))
+        session.execute(delete(AssetModel).where(AssetModel.name == runs.AWAITED))
+
+
+def found() -> dict[str, Any]:
+    """All runs, by id."""
+    from airflow.models.dagrun import DagRun
+
+    with create_session() as session:
+        return {
+            one.run_id: (str(one.state), one.conf, one.triggering_user_name) for one in session.scalars(select(DagRun))
+        }
+
+
+def awaits(bot_id: str, run_id: str) -> None:
+    """Write what a wait writes before it defers."""
+    from airflow._shared.state import AssetScope
+    from airflow.models.asset import AssetActive, AssetModel
+    from airflow.state import get_state_backend
+
+    with create_session() as session:
+        asset = session.scalar(select(AssetModel).where(AssetModel.name == runs.AWAITED))
+        if asset is None:
+            asset = AssetModel(name=runs.AWAITED, uri=runs.AWAITED)
+            session.add(asset)
+            session.flush()
+            session.add(AssetActive.for_asset(asset))
+            session.flush()
+        get_state_backend().set(AssetScope(asset_id=asset.id), bot_id, json.dumps(run_id), session=session)
+
+
+def set_state(run_id: str, state: str) -> None:
+    from airflow.models.dagrun import DagRun
+
+    with create_session() as session:
+        session.execute(update(DagRun).where(DagRun.run_id == run_id).values(state=state))
+
+
+def test_a_recording_gets_one_run() -> None:
+    assert runs.start_run("rec-1", "bot-1", "somebody") == "started"
+    assert found() == {"recording__rec-1": ("queued", {"recording_id": "rec-1"}, "somebody")}
+    for state in ("queued", "running", "failed", "success"):
+        set_state("recording__rec-1", state)
+        assert runs.start_run("rec-1", None, "another") == "exists"
+    assert runs.start_run("rec-2", None, "somebody") == "started"
+    assert set(found()) == {"recording__rec-1", "recording__rec-2"}
+
+
+def test_a_run_that_waits_for_the_bot_is_not_doubled() -> None:
+    runs.start_run("other", None, "somebody")
+    awaits("bot-1", "recording__other")
+    for state in ("queued", "running"):
+        set_state("recording__other", state)
+        assert runs.start_run("rec-1", "bot-1", "x") == "awaited"
+    assert runs.start_run("rec-2", "bot-2", "x") == "started"
+    assert runs.start_run("rec-3", None, "x") == "started"
+
+
+@pytest.mark.parametrize("state", ["failed", "success"])
+def test_a_run_that_has_ended_waits_for_nothing(state: str) -> None:
+    runs.start_run("other", None, "somebody")
+    awaits("bot-1", "recording__other")
+    set_state("recording__other", state)
+    assert runs.start_run("rec-1", "bot-1", "x") == "started"
+
+
+def test_a_run_that_is_gone_waits_for_nothing() -> None:
+    awaits("bot-1", "deleted")
+    assert runs.start_run("rec-1", "bot-1", "x") == "started"
+
+
+@pytest.mark.parametrize("column", ["is_paused", "is_stale"])
+def test_a_dag_that_cannot_run_starts_nothing(column: str) -> None:
+    from airflow.models.dag import DagModel
+
+    with create_session() as session:
+        session.execute(update(DagModel).values({column: True}))
+    with pytest.raises(runs.NotNowError, match="archive_meeting"):
+        runs.start_run("rec-1", None, "x")
+    assert found() == {}
+
+
+def test_a_dag_that_is_missing_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "DAG_ID", "no_such_dag")
+    with pytest.raises(runs.NotNowError, match="no_such_dag"):
+        runs.start_run("rec-1", None, "x")
+
+
+def test_servers_that_start_the_same_run_at_once_start_it_once() -> None:
+    """Both look, find nothing, and write: the database lets one of them."""
+    from airflow import settings
+
+    both = threading.Barrier(2, timeout=20)
+    met = []
+
+    def meet(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("INSERT INTO dag_run ") and not met:
+            both.wait()
+            met.append(statement)
+
+    event.listen(settings.engine, "before_cursor_execute", meet)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            outcomes = list(pool.map(lambda _: runs.start_run("rec-1", None, "x"), range(2)))
+    finally:
+        event.remove(settings.engine, "before_cursor_execute", meet)
+    assert met
+    assert sorted(outcomes) == ["exists", "started"]
+    assert set(found()) == {"recording__rec-1"}
