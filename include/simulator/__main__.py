@@ -7,10 +7,11 @@ import asyncio
 import contextlib
 import json
 import logging
+import re
 import signal
 import socket
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -18,6 +19,7 @@ from include.simulator.app import create_app
 from include.simulator.faults import FaultBook
 from include.simulator.journal import Journal
 from include.simulator.media import MediaServer
+from include.simulator.webhooks import Webhooks
 from include.simulator.world import Settings, World
 
 if TYPE_CHECKING:
@@ -55,7 +57,26 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--no-rate-limit", action="store_true", help="never answer 429 of its own accord")
     parser.add_argument("--strict-rate", action="store_true", help="count refused requests too")
+    parser.add_argument("--webhook-url", default="", help="tell what happens to this URL")
+    parser.add_argument(
+        "--webhook-secret", action="append", default=[], type=_secret, help="sign with this whsec_...; may be repeated"
+    )
+    parser.add_argument(
+        "--webhook-headers",
+        choices=["webhook", "svix", "both"],
+        default=defaults.webhook_headers,
+        help="names of the signature's headers (%(default)s)",
+    )
+    parser.add_argument(
+        "--webhook-retry-speed", type=float, default=1.0, help="try again so much faster than Svix (%(default)s)"
+    )
     return parser.parse_args()
+
+
+def _secret(text: str) -> str:
+    if not re.fullmatch(r"whsec_[A-Za-z0-9+/]+={0,2}", text):
+        raise argparse.ArgumentTypeError("not whsec_ and base64")
+    return text
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -66,10 +87,13 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _announce(host: str, api_port: int, media_port: int, api_key: str) -> None:
+def _announce(host: str, api_port: int, media_port: int, settings: Settings) -> None:
+    api_key = settings.api_key
     shown = "127.0.0.1" if host == "0.0.0.0" else f"[{host}]" if ":" in host else host  # noqa: S104
     base_url, media_host = f"http://{shown}:{api_port}", f"{shown}:{media_port}"
-    extra = {"region": "us-east-1", "media_hosts": [media_host]}
+    extra: dict[str, Any] = {"region": "us-east-1", "media_hosts": [media_host]}
+    if settings.webhook_secrets:
+        extra["webhook_secrets"] = settings.webhook_secrets
     connection = {"conn_type": "recall", "host": base_url, "password": api_key, "extra": extra}
     facts = {
         "base_url": base_url,
@@ -103,14 +127,19 @@ async def _serve(arguments: argparse.Namespace) -> None:
         deleted=arguments.deleted,
         rate_limit=not arguments.no_rate_limit,
         strict_rate=arguments.strict_rate,
+        webhook_url=arguments.webhook_url,
+        webhook_secrets=arguments.webhook_secret,
+        webhook_headers=arguments.webhook_headers,
+        webhook_retry_speed=arguments.webhook_retry_speed,
     )
     world, journal, faults = World(settings), Journal(), FaultBook()
+    webhooks = Webhooks(world)
     with (
         _listen(arguments.host, arguments.port) as api_socket,
         _listen(arguments.host, arguments.media_port) as media_socket,
     ):
         api_port, media_port = api_socket.getsockname()[1], media_socket.getsockname()[1]
-        app = create_app(world, journal, faults, media_port=media_port)
+        app = create_app(world, journal, faults, webhooks, media_port=media_port)
         # h11 and the standard loop: the gateway reaches through to the transport and its socket.
         config = uvicorn.Config(
             app,
@@ -136,10 +165,13 @@ async def _serve(arguments: argparse.Namespace) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop)
         media = asyncio.create_task(MediaServer(world, journal, faults).serve(media_socket))
-        _announce(arguments.host, api_port, media_port, settings.api_key)
+        telling = asyncio.create_task(webhooks.run())
+        _announce(arguments.host, api_port, media_port, settings)
         await server.serve(sockets=[api_socket])
-        media.cancel()
-        await asyncio.gather(media, return_exceptions=True)
+        webhooks.forget()
+        for task in (media, telling):
+            task.cancel()
+        await asyncio.gather(media, telling, return_exceptions=True)
 
 
 def main() -> int:

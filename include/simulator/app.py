@@ -16,15 +16,17 @@ from include.simulator.gateway import Gateway
 if TYPE_CHECKING:
     from include.simulator.faults import FaultBook
     from include.simulator.journal import Journal
+    from include.simulator.webhooks import Webhooks
     from include.simulator.world import World
 
 
-def create_app(world: World, journal: Journal, faults: FaultBook, *, media_port: int) -> Gateway:
+def create_app(world: World, journal: Journal, faults: FaultBook, webhooks: Webhooks, *, media_port: int) -> Gateway:
     """Put the API origin together.
 
     :param world: the state.
     :param journal: where requests are noted.
     :param faults: the rules in force.
+    :param webhooks: what tells of events.
     :param media_port: where the media origin listens.
     """
     app = FastAPI(
@@ -35,7 +37,7 @@ def create_app(world: World, journal: Journal, faults: FaultBook, *, media_port:
         redirect_slashes=False,
     )
     api = Api(world, media_port)
-    control = Control(world, journal, faults)
+    control = Control(world, journal, faults, webhooks)
     app.include_router(api.router)
     app.include_router(control.router)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fastapi import APIRouter, HTTPException
 from fastapi.responses import Response
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from include.simulator import scenario, views
 from include.simulator.faults import Rule  # noqa: TC001 - FastAPI reads the annotation
 from include.simulator.validation import check_create
+from include.simulator.webhooks import WebhookRule  # noqa: TC001 - FastAPI reads the annotation
 from include.simulator.world import BotState, RecordingState, World, format_time
 
 if TYPE_CHECKING:
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
     from include.simulator.faults import FaultBook
     from include.simulator.journal import Journal
+    from include.simulator.webhooks import Webhooks
+
+
+Secret = Annotated[str, Field(pattern=r"^whsec_[A-Za-z0-9+/]+={0,2}$")]
 
 
 class SettingsChange(BaseModel):
@@ -33,6 +38,10 @@ class SettingsChange(BaseModel):
     deleted: Literal["listed", "gone"] | None = None
     rate_limit: bool | None = None
     strict_rate: bool | None = None
+    webhook_url: str | None = None
+    webhook_secrets: list[Secret] | None = None
+    webhook_headers: Literal["webhook", "svix", "both"] | None = None
+    webhook_retry_speed: float | None = Field(default=None, gt=0)
 
 
 class Advance(BaseModel):
@@ -49,15 +58,17 @@ class Control:
     :param world: the state to make, move and show.
     :param journal: the requests so far.
     :param faults: the rules in force.
-    :param limiter: emptied by a reset.
+    :param webhooks: what was delivered, and the rules for deliveries.
+    :ivar forget: called by a reset.
     """
 
-    def __init__(self, world: World, journal: Journal, faults: FaultBook) -> None:
+    def __init__(self, world: World, journal: Journal, faults: FaultBook, webhooks: Webhooks) -> None:
         self._world = world
         self._journal = journal
         self._faults = faults
+        self._webhooks = webhooks
         self._initial = asdict(world.settings)
-        self.forget: list[Callable[[], None]] = []
+        self.forget: list[Callable[[], None]] = [webhooks.forget]
         self.router = APIRouter(prefix="/_sim")
         add = self.router.add_api_route
         add("/health", self.health, methods=["GET"])
@@ -72,6 +83,9 @@ class Control:
         add("/faults", self.add_faults, methods=["POST"])
         add("/faults", self.list_faults, methods=["GET"])
         add("/faults", self.clear_faults, methods=["DELETE"])
+        add("/webhooks", self.webhooks, methods=["GET"])
+        add("/webhooks", self.clear_webhooks, methods=["DELETE"])
+        add("/webhooks/faults", self.add_webhook_faults, methods=["POST"])
 
     async def health(self) -> dict[str, Any]:
         """Tell that the simulator is up, and what time it thinks it is."""
@@ -92,7 +106,8 @@ class Control:
         self._world.settings.__dict__.update(change.model_dump(exclude_none=True))
         if change.speed is not None:
             self._world.clock.set_speed(change.speed)
-        return {key: value for key, value in asdict(self._world.settings).items() if key != "api_key"}
+        hidden = ("api_key", "webhook_secrets")
+        return {key: value for key, value in asdict(self._world.settings).items() if key not in hidden}
 
     async def add_meeting(self, meeting: scenario.Meeting) -> dict[str, Any]:
         """Make a meeting of any shape, and tell all its ids."""
@@ -161,6 +176,21 @@ class Control:
         """Drop all rules and let go what they have stalled."""
         self._faults.clear()
         return Response(status_code=204)
+
+    async def webhooks(self) -> dict[str, Any]:
+        """Show the deliveries so far, and the rules for them."""
+        return self._webhooks.to_json()
+
+    async def clear_webhooks(self) -> Response:
+        """Forget the deliveries so far and the rules for them; what is under way goes on."""
+        self._webhooks.deliveries.clear()
+        self._webhooks.rules.clear()
+        return Response(status_code=204)
+
+    async def add_webhook_faults(self, rules: list[WebhookRule]) -> dict[str, Any]:
+        """Put rules for deliveries in force, behind those that are."""
+        self._webhooks.add(rules)
+        return await self.webhooks()
 
 
 IDS_SHOWN = 2000

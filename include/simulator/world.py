@@ -34,6 +34,10 @@ class Settings:
     :param deleted: whether deleted things stay ``listed`` with the status ``deleted``, or are ``gone`` (404).
     :param rate_limit: whether requests above the documented rates are refused.
     :param strict_rate: count refused requests too, so a client that ignores ``Retry-After`` is never let in.
+    :param webhook_url: where events are told; empty for nowhere.
+    :param webhook_secrets: what they are signed with; each gives a signature.
+    :param webhook_headers: which family of headers they carry.
+    :param webhook_retry_speed: how much faster than Svix a delivery is tried again.
     """
 
     api_key: str = "simulator-key"
@@ -43,6 +47,10 @@ class Settings:
     deleted: Literal["listed", "gone"] = "listed"
     rate_limit: bool = True
     strict_rate: bool = False
+    webhook_url: str = ""
+    webhook_secrets: list[str] = field(default_factory=list)
+    webhook_headers: Literal["webhook", "svix", "both"] = "webhook"
+    webhook_retry_speed: float = 1.0
 
 
 class Clock:

@@ -106,3 +106,22 @@ def test_a_taken_port_is_reported(simulator: Any) -> None:
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20, check=False)
     assert ended.returncode == 1
     assert ended.stderr.startswith("cannot listen: ")
+
+
+def test_webhooks_by_the_command_line(simulator: Any) -> None:
+    secret = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
+    options = ["--webhook-url", f"{simulator.base_url}/_sim/health", "--webhook-secret", secret, "--webhook-headers", "both"]
+    with running_simulator(*options, "--webhook-retry-speed", "1000000") as other:
+        assert other.connection["extra"]["webhook_secrets"] == [secret]
+        other.add_meeting()
+        deadline = time.monotonic() + 10
+        while not other.control("GET", "/webhooks")["deliveries"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_what_is_no_secret_is_refused() -> None:
+    words = [*COMMAND, "--webhook-secret", "oops"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "whsec_" in done.stderr
