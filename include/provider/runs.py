@@ -1,16 +1,16 @@
-"""The runs of ``archive_meeting`` that start by themselves: their ids, and how one is started where the database is."""
+"""The runs of ``archive_meeting`` that a webhook starts: their params, and how one is started where the database is."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from include.provider.assets import RECALL_MEETINGS
+from include.provider.awaited import run_id_of
+
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
 DAG_ID = "archive_meeting"
-AWAITED = "recall_meetings"
-"""The asset in whose state store each wait writes its run's id, under its bot's id."""
-
 STARTED = "started"
 EXISTS = "exists"
 AWAITED_ALREADY = "awaited"
@@ -18,11 +18,6 @@ AWAITED_ALREADY = "awaited"
 
 class NotNowError(Exception):
     """No run can be started at the moment; the message says why."""
-
-
-def run_id_of(recording_id: str) -> str:
-    """Return the id of the one run that starts by itself for a recording: a second start is refused by Airflow."""
-    return f"recording__{recording_id}"
 
 
 def conf_of(recording_id: str) -> dict[str, Any]:
@@ -34,9 +29,9 @@ def start_run(recording_id: str, bot_id: str | None, user: str) -> str:
     """Start the archiving of a recording, unless it has been started; for Airflow's API server, not for tasks.
 
     :param recording_id: checked before, since it becomes part of an id.
-    :param bot_id: a run that waits for this bot takes its recordings too.
+    :param bot_id: a run that waits for this bot, or for the recording, makes a second one needless.
     :param user: who is shown to have started it.
-    :return: ``started``; ``exists``, because its run was there before; or ``awaited``, because a run waits for the bot.
+    :return: ``started``; ``exists``, because its run was there before; or ``awaited``, because a run waits for it.
     :raises NotNowError: the Dag is missing or paused.
     """
     from airflow.api.common.trigger_dag import trigger_dag
@@ -50,7 +45,7 @@ def start_run(recording_id: str, bot_id: str | None, user: str) -> str:
         if _state(session, run_id) is not None:
             return EXISTS
         _check_dag(session)
-        if bot_id is not None and _is_awaited(session, bot_id):
+        if any(_is_awaited(session, subject) for subject in (bot_id, recording_id) if subject is not None):
             return AWAITED_ALREADY
     try:
         with create_session(scoped=False) as session:
@@ -94,7 +89,7 @@ def _check_dag(session: Session) -> None:
         raise NotNowError(f"the Dag {DAG_ID} is paused")
 
 
-def _is_awaited(session: Session, bot_id: str) -> bool:
+def _is_awaited(session: Session, subject: str) -> bool:
     import json
 
     from airflow._shared.state import AssetScope
@@ -102,10 +97,12 @@ def _is_awaited(session: Session, bot_id: str) -> bool:
     from airflow.state import get_state_backend
     from sqlalchemy import select
 
-    asset_id = session.scalar(select(AssetModel.id).where(AssetModel.name == AWAITED, AssetModel.active.has()))
+    asset_id = session.scalar(
+        select(AssetModel.id).where(AssetModel.name == RECALL_MEETINGS.name, AssetModel.active.has())
+    )
     if asset_id is None:
         return False
-    stored = get_state_backend().get(AssetScope(asset_id=asset_id), bot_id, session=session)
+    stored = get_state_backend().get(AssetScope(asset_id=asset_id), subject, session=session)
     run_id = None if stored is None else json.loads(stored)
     # A run that has ended waits for nothing, whatever it left behind.
     return isinstance(run_id, str) and _state(session, run_id) in {"queued", "running"}

@@ -14,6 +14,7 @@ from airflow.utils.session import create_session
 from sqlalchemy import delete, event, select, update
 
 from include.provider import runs
+from include.provider.assets import RECALL_MEETINGS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,7 +47,6 @@ def database() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def clean(database: None) -> Iterator[None]:
-    from airflow.models.asset import AssetActive, AssetModel
     from airflow.models.asset_state_store import AssetStateStoreModel
     from airflow.models.dag import DagModel
     from airflow.models.dagrun import DagRun
@@ -57,8 +57,6 @@ def clean(database: None) -> Iterator[None]:
         for one in session.scalars(select(DagRun)):
             session.delete(one)
         session.execute(delete(AssetStateStoreModel))
-        session.execute(delete(AssetActive).where(AssetActive.name == runs.AWAITED))
-        session.execute(delete(AssetModel).where(AssetModel.name == runs.AWAITED))
 
 
 def found() -> dict[str, Any]:
@@ -71,21 +69,21 @@ def found() -> dict[str, Any]:
         }
 
 
-def awaits(bot_id: str, run_id: str) -> None:
+def awaits(subject: str, run_id: str) -> None:
     """Write what a wait writes before it defers."""
     from airflow._shared.state import AssetScope
     from airflow.models.asset import AssetActive, AssetModel
     from airflow.state import get_state_backend
 
     with create_session() as session:
-        asset = session.scalar(select(AssetModel).where(AssetModel.name == runs.AWAITED))
+        asset = session.scalar(select(AssetModel).where(AssetModel.name == RECALL_MEETINGS.name))
         if asset is None:
-            asset = AssetModel(name=runs.AWAITED, uri=runs.AWAITED)
+            asset = AssetModel(name=runs.AWAITED, uri=RECALL_MEETINGS.name)
             session.add(asset)
             session.flush()
             session.add(AssetActive.for_asset(asset))
             session.flush()
-        get_state_backend().set(AssetScope(asset_id=asset.id), bot_id, json.dumps(run_id), session=session)
+        get_state_backend().set(AssetScope(asset_id=asset.id), subject, json.dumps(run_id), session=session)
 
 
 def set_state(run_id: str, state: str) -> None:
@@ -111,8 +109,10 @@ def test_a_run_that_waits_for_the_bot_is_not_doubled() -> None:
     for state in ("queued", "running"):
         set_state("recording__other", state)
         assert runs.start_run("rec-1", "bot-1", "x") == "awaited"
-    assert runs.start_run("rec-2", "bot-2", "x") == "started"
+    awaits("rec-2", "recording__other")
+    assert runs.start_run("rec-2", "bot-2", "x") == "awaited"
     assert runs.start_run("rec-3", None, "x") == "started"
+    assert runs.start_run("rec-4", "bot-2", "x") == "started"
 
 
 @pytest.mark.parametrize("state", ["failed", "success"])

@@ -80,6 +80,9 @@ def test_options_set_speed_page_size_links_and_limits() -> None:
             "deleted": "gone",
             "rate_limit": False,
             "strict_rate": False,
+            "webhook_url": "",
+            "webhook_headers": "webhook",
+            "webhook_retry_speed": 1.0,
         }
         headers = {"Authorization": simulator.api_key}
         body = {"meeting_url": "https://acme.zoom.us/j/1", "recording_config": {"audio_separate_raw": {}}}
@@ -110,7 +113,14 @@ def test_a_taken_port_is_reported(simulator: Any) -> None:
 
 def test_webhooks_by_the_command_line(simulator: Any) -> None:
     secret = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
-    options = ["--webhook-url", f"{simulator.base_url}/_sim/health", "--webhook-secret", secret, "--webhook-headers", "both"]
+    options = [
+        "--webhook-url",
+        f"{simulator.base_url}/_sim/health",
+        "--webhook-secret",
+        secret,
+        "--webhook-headers",
+        "both",
+    ]
     with running_simulator(*options, "--webhook-retry-speed", "1000000") as other:
         assert other.connection["extra"]["webhook_secrets"] == [secret]
         other.add_meeting()
