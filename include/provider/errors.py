@@ -6,7 +6,8 @@ CodedError                     include.errors, common to all wings
 ├── BadSettingError            bad_setting: an Airflow Variable can't mean what it says
 ├── BadParamsError             bad_params: the run's params don't fit together
 ├── UnsupportedPlatformError   platform_unsupported: no separate audio there, so no bot is sent
-└── PartsOwedError             parts_owed: the recording is not settled, some parts are still to be had
+├── PartsOwedError             parts_owed: the recording is not settled, some parts are still to be had
+└── NotProvenError             copy_not_proven, or what exactly: nothing is deleted at the source without a proven copy
 """
 
 from __future__ import annotations
@@ -53,6 +54,12 @@ class PartsOwedError(CodedError):
     code = "parts_owed"
     owed: Sequence[Mapping[str, str]] = ()
     expires_at: str | None = None
+
+
+class NotProvenError(CodedError):
+    """Something at the source stays, since it is not proven that the archive holds all of it."""
+
+    code = "copy_not_proven"
 
 
 class RecallRetryPolicy(RetryPolicy):

@@ -1,4 +1,4 @@
-"""The params of ``archive_meeting``: their JSON Schema, and what they mean together.
+"""The params of our Dags: their JSON Schema, and what they mean together.
 
 Each value is refused by Airflow itself, with HTTP 400, before a run exists. That exactly one of three is given can't
 be said in a schema of single values, so the first task says it.
@@ -63,6 +63,38 @@ def archive_meeting_params() -> dict[str, Param]:
             title="Join at",
             description="Only with a meeting URL: when the bot joins, with a time zone, such as 2026-03-04T09:55:00Z.",
         ),
+    }
+
+
+_DAY = r"^([0-9]{4}-[0-9]{2}-[0-9]{2})?$(?!\n)"
+
+
+def delete_at_source_params() -> dict[str, Param]:
+    """Return the params of ``delete_at_source``."""
+    return {
+        "recording_id": Param(
+            None,
+            type=["null", "string"],
+            pattern=_ID,
+            title="Recording id",
+            description="This one recording; otherwise all in the range.",
+        ),
+        **_range("31 days ago", "today"),
+        "plan": Param(False, type="boolean", title="Plan only", description="List what would be deleted, and stop."),
+    }
+
+
+def _range(first: str, last: str) -> dict[str, Param]:
+    return {
+        name: Param(
+            None,
+            type=["null", "string"],
+            format="date",
+            pattern=_DAY,
+            title=title,
+            description=f"{title} on which recordings began, UTC, such as 2026-03-04. Default: {default}.",
+        )
+        for name, title, default in (("created_from", "First day", first), ("created_until", "Last day", last))
     }
 
 

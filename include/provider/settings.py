@@ -78,6 +78,15 @@ def _whole_number(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"must be {', '.join(choices[:-1])} or {choices[-1]}")
+        return text
+
+    return parse
+
+
 def _yes_or_no(text: str) -> bool:
     known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
     if text.lower() not in known:
@@ -176,6 +185,25 @@ NOTIFY_NAMES: Setting[bool] = Setting(
     _yes_or_no,
     "Whether messages may hold people's names and meetings' titles.",
 )
+DELETE_AT_SOURCE: Setting[str] = Setting(
+    "recall_delete_at_source",
+    "off",
+    _one_of("off", "audio_separate", "recording"),
+    "What delete_at_source deletes at Recall once its copy is proven: nothing, the separate audio, or the recording "
+    "with its video, transcripts and all else.",
+)
+DELETE_AFTER_HOURS: Setting[float] = Setting(
+    "recall_delete_after_hours",
+    24.0,
+    _number(0, 24 * 3650),
+    "Hours that a recording has been settled before it is deleted at Recall.",
+)
+DELETE_NEEDS_APPROVAL: Setting[bool] = Setting(
+    "recall_delete_needs_approval",
+    True,
+    _yes_or_no,
+    "Whether a person has to agree before anything is deleted at Recall.",
+)
 
 SETTINGS: tuple[Setting[Any], ...] = (
     ARCHIVE_URI,
@@ -189,5 +217,8 @@ SETTINGS: tuple[Setting[Any], ...] = (
     PCM_CHANNELS,
     NOTIFIERS,
     NOTIFY_NAMES,
+    DELETE_AT_SOURCE,
+    DELETE_AFTER_HOURS,
+    DELETE_NEEDS_APPROVAL,
 )
 """All settings, in the order of the table in the README (which a test compares with this)."""

@@ -6,7 +6,7 @@ import html
 import json
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import quote, urlencode, urljoin
@@ -62,7 +62,7 @@ _ERRORS: dict[int, tuple[type[RecallApiError], str]] = {
     401: (RecallAuthError, "the API key is wrong, or belongs to another region"),
     402: (RecallPaymentError, "the account's balance is too low"),
     403: (RecallBlockedError, "Recall's firewall refused the request"),
-    409: (RecallConflictError, "the same request is still under way"),
+    409: (RecallConflictError, "the same request, or what it is about, is still under way"),
     429: (RecallRateLimitError, "the workspace's request budget is used up"),
     507: (RecallNoBotsError, "no ad-hoc bot is free; try again with a new idempotency key"),
 }
@@ -273,6 +273,27 @@ class RecallClient:
         """
         return AudioArtifact.parse(self._retrieve("audio_separate", artifact_id, "artifact_not_found"))
 
+    def delete_audio_separate(self, artifact_id: str) -> bool:
+        """Delete one artifact at Recall, for good. Sent once: after a lost reply, look again before another try.
+
+        :return: False where there was nothing any more.
+        :raises RecallConflictError: it is still being processed.
+        """
+        return self._delete("audio_separate", artifact_id)
+
+    def delete_recording(self, recording_id: str) -> bool:
+        """Delete a recording at Recall with all its artifacts, video and transcripts too; otherwise as above."""
+        return self._delete("recording", recording_id)
+
+    def _delete(self, resource: str, one: str) -> bool:
+        try:
+            self._call("DELETE", self._url(f"{resource}/{_checked_id(one)}/"), "retrieve", once=True)
+        except RecallApiError as error:
+            if error.status != 404:
+                raise
+            return False
+        return True
+
     def _retrieve(self, resource: str, one: str, not_found: str) -> object:
         try:
             return self._call("GET", self._url(f"{resource}/{_checked_id(one)}/"), "retrieve")
@@ -311,7 +332,14 @@ class RecallClient:
         return f"{self.base_url}/api/v1/{path}"
 
     def _call(
-        self, method: str, url: str, kind: RequestKind, *, body: bytes | None = None, key: str | None = None
+        self,
+        method: str,
+        url: str,
+        kind: RequestKind,
+        *,
+        body: bytes | None = None,
+        key: str | None = None,
+        once: bool = False,
     ) -> object:
         headers = {}
         if body is not None and key is not None:
@@ -333,7 +361,7 @@ class RecallClient:
                 reply = self._send(method, self._redirected(method, url, reply), headers, body, end)
             return self._read(reply, f"{method} {url.split('?', 1)[0].removeprefix(self.base_url)}", kind)
 
-        return self._retry.run(attempt)
+        return (replace(self._retry, attempts=1) if once else self._retry).run(attempt)
 
     def _wait_for_budget(self, kind: RequestKind, end: float) -> None:
         if self._budget is None:
@@ -389,6 +417,8 @@ class RecallClient:
             if error.status == 429 and self._budget is not None and error.retry_after is not None:
                 self._budget.pause(kind, error.retry_after)
             raise error
+        if what.startswith("DELETE "):
+            return None  # 204, and nothing to read
         where = f"{what} at {self.host}"
         if len(reply.body) > LARGEST_REPLY:
             raise RecallResponseError(f"{where} answered with more than {LARGEST_REPLY} bytes")

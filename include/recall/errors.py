@@ -133,7 +133,7 @@ class RecallNotFoundError(RecallApiError):
 
 
 class RecallConflictError(RecallApiError):
-    """A request with the same idempotency key is still under way."""
+    """A request with the same idempotency key is still under way, or what is to be deleted is still being made."""
 
     code = "conflict"
     permanent = False

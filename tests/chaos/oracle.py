@@ -213,6 +213,19 @@ def judge(archive: Archive, evidence: Evidence, earlier: dict[str, Stored] | Non
     return problems
 
 
+def whole(archive: Archive, truth: dict[str, Any], gone: list[str] | None = None) -> list[Problem]:
+    """Say what an archive lacks of one recording, whatever else may be in it.
+
+    :param truth: of the simulator.
+    :param gone: artifacts that the source could not give.
+    """
+    folder = f"dt={truth['created_at'][:10]}/recording={_safe(truth['recording_id'])}"
+    there = {key[len(folder) + 1 :]: one for key, one in archive.objects().items() if key.startswith(f"{folder}/")}
+    if "manifest.json" not in there:
+        return [Problem("lost", f"{folder} has no manifest")]
+    return _settled(archive, folder, there, truth, gone or [])
+
+
 def _is_reported(leftover: str, evidence: Evidence) -> bool:
     said = f"leftover_upload: {leftover.partition(' of ')[0]} ".encode()
     return evidence.may_leave and any(said in text for text in evidence.texts.values())

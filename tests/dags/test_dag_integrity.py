@@ -31,6 +31,7 @@ print(json.dumps({
             "tags": sorted(dag.tags),
             "doc": dag.doc_md,
             "catchup": dag.catchup,
+            "paused": dag.is_paused_upon_creation,
             "retries": {task.task_id: task.retries for task in dag.tasks},
             "params": {name: dag.params.get_param(name).dump() for name in dag.params},
             "edges": sorted([task.task_id, other] for task in dag.tasks for other in task.downstream_task_ids),
@@ -62,7 +63,7 @@ def bag(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 def test_no_import_errors(bag: dict) -> None:
     assert bag["errors"] == {}
-    assert {"archive_meeting", "example_on_recording_archived"} <= set(bag["dags"])
+    assert {"archive_meeting", "delete_at_source", "example_on_recording_archived"} <= set(bag["dags"])
 
 
 def test_house_rules(bag: dict) -> None:
@@ -85,6 +86,14 @@ def test_archive_meeting_reads_like_its_sentence(bag: dict) -> None:
     assert dag["mapped"] == ["archive_participant", "settle"]
     assert dag["rules"]["settle"] == "all_done"
     assert dag["rules"]["wait_for_recordings"] == "none_failed"
+
+
+def test_what_removes_something_is_off_until_somebody_switches_it_on(bag: dict) -> None:
+    dag = bag["dags"]["delete_at_source"]
+    assert dag["paused"] is True
+    assert ["find_proven_recordings", "approve"] in dag["edges"]
+    assert ["approve", "delete"] in dag["edges"]
+    assert set(dag["rules"].values()) == {"all_success"}
 
 
 BAD = {

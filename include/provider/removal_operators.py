@@ -1,0 +1,218 @@
+"""Operators of the Dags that remove something: at the source after proof, or a person from the archive."""
+
+from __future__ import annotations
+
+from datetime import date, datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.standard.operators.hitl import ApprovalOperator
+from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowSkipException
+
+from include.errors import CodedError
+from include.provider import settings
+from include.provider.errors import BadParamsError, RecallRetryPolicy, error_reported
+from include.provider.hook import RecallHook
+from include.provider.links import ArchiveFolderLink, folder_url
+from include.provider.operators import open_ends, show_label
+from include.provider.params import given
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from airflow.sdk import Context
+
+LOOK_BACK = timedelta(days=31)
+"""How far back a daily run looks, unless it is told; older recordings are found by a run with dates."""
+
+APPROVAL_WAIT = timedelta(days=2)
+"""How long a question stands; after that it counts as refused, and the next run asks anew."""
+
+
+class RecallFindDeletableOperator(BaseOperator):
+    """Find settled recordings that Recall still holds, for :class:`RecallDeleteAtSourceOperator`.
+
+    :param recording_id: this one alone (templated).
+    :param created_from: first day, ``YYYY-MM-DD``, of recordings to consider; 31 days back when empty (templated).
+    :param created_until: last day; today when empty (templated).
+    :param plan: only list what could be deleted; also while deletion is switched off (templated).
+    :param recall_conn_id: Airflow connection of type ``recall``.
+    :param aws_conn_id: connection for an ``s3://`` archive.
+    :return: candidates, see :class:`include.provider.deletion.Candidate`. Under the key ``about``: ``scope``, ``plan``,
+        ``summary``, ``left_out`` (how many, by reason).
+    """
+
+    template_fields: Sequence[str] = ("recording_id", "created_from", "created_until", "plan")
+    ui_color = "#e8f0fe"
+
+    def __init__(
+        self,
+        *,
+        recording_id: str = "",
+        created_from: str = "",
+        created_until: str = "",
+        plan: str | bool = False,
+        recall_conn_id: str = RecallHook.default_conn_name,
+        aws_conn_id: str = "aws_default",
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("retry_policy", RecallRetryPolicy())
+        super().__init__(**kwargs)
+        self.recording_id = recording_id
+        self.created_from = created_from
+        self.created_until = created_until
+        self.plan = plan
+        self.recall_conn_id = recall_conn_id
+        self.aws_conn_id = aws_conn_id
+
+    def execute(self, context: Context) -> list[dict[str, Any]]:
+        """Look; change nothing."""
+        from include.provider.deletion import AUDIO, find, summary, to_dicts
+
+        with error_reported(context):
+            plan, scope = is_true(self.plan), settings.DELETE_AT_SOURCE.get()
+            if scope == "off" and not plan:
+                raise AirflowSkipException("Variable recall_delete_at_source is off")
+            scope = AUDIO if scope == "off" else scope
+            now = datetime.now(timezone.utc)
+            first, last = days(self.created_from, self.created_until)
+            found = find(
+                open_ends(self.recall_conn_id, self.aws_conn_id),
+                created_after=first or now - LOOK_BACK,
+                created_before=last or now,
+                settled_before=now - timedelta(hours=settings.DELETE_AFTER_HOURS.get()),
+                recording_id=given(self.recording_id),
+            )
+            for reason, ids in found.left_out.items():
+                self.log.info("Left out, %s: %d (%s)", reason, len(ids), ", ".join(ids[:20]))
+            for one in found.candidates:
+                self.log.info("Recording %s: %d parts, %d bytes", one.recording_id, one.parts, one.bytes)
+            candidates = to_dicts(found.candidates)
+            about = {
+                "scope": scope,
+                "plan": plan,
+                "summary": summary(candidates, scope),
+                "left_out": {reason: len(ids) for reason, ids in found.left_out.items()},
+            }
+            context["ti"].xcom_push(key="about", value=about)
+            return candidates
+
+
+class RecallApprovalOperator(ApprovalOperator):
+    """Ask a person in the Airflow UI whether to go on; skip what follows where there is nothing to ask about.
+
+    :param found: what it is about, as the task before returned it (templated).
+    :param about: what that task said of it, ``plan`` among it; comes before the texts that quote it (templated).
+    :param always: ask whatever the Variable ``recall_delete_needs_approval`` says.
+    :return: what Airflow's operator returns, or nothing where nobody needs to be asked.
+    """
+
+    template_fields: Sequence[str] = ("found", "about", *ApprovalOperator.template_fields)
+
+    def __init__(self, *, found: Any, about: Any, always: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.found = found
+        self.about = about
+        self.always = always
+
+    def execute(self, context: Context) -> Any:
+        """Ask, unless that is needless."""
+        with error_reported(context):
+            if self.about["plan"]:
+                raise AirflowSkipException("only planned: nothing is changed")
+            if not self.found:
+                raise AirflowSkipException("nothing to do")
+            if not self.always and not settings.DELETE_NEEDS_APPROVAL.get():
+                return None
+            return super().execute(context)
+
+
+class RecallDeleteAtSourceOperator(BaseOperator):
+    """Delete one recording's audio at Recall, once its copy is proven; see :mod:`include.provider.deletion`.
+
+    :param candidate: one of those that :class:`RecallFindDeletableOperator` found (templated).
+    :param about: what it said of them, for the scope that was agreed to (templated).
+    :param approval: what the approving task returned (templated).
+    :param recall_conn_id: Airflow connection of type ``recall``.
+    :param aws_conn_id: connection for an ``s3://`` archive.
+    :return: the fields of :class:`include.provider.deletion.Deleted`.
+    """
+
+    template_fields: Sequence[str] = ("candidate", "about", "approval")
+    operator_extra_links = (ArchiveFolderLink(),)
+    ui_color = "#fce8e6"
+
+    def __init__(
+        self,
+        *,
+        candidate: Mapping[str, Any],
+        about: Any,
+        approval: Any = None,
+        recall_conn_id: str = RecallHook.default_conn_name,
+        aws_conn_id: str = "aws_default",
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("retry_policy", RecallRetryPolicy())
+        super().__init__(**kwargs)
+        self.candidate = candidate
+        self.about = about
+        self.approval = approval
+        self.recall_conn_id = recall_conn_id
+        self.aws_conn_id = aws_conn_id
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Prove, then delete."""
+        from dataclasses import asdict
+
+        from include.provider.deletion import delete_at_source
+
+        with error_reported(context):
+            ends = open_ends(self.recall_conn_id, self.aws_conn_id)
+            self.recording = self.candidate  # what a message about a failure is about
+            recording_id, folder = self.candidate["recording_id"], self.candidate["folder"]
+            show_label(context, recording_id)
+            self.folder_url = folder_url(ends.store, folder)
+            scope = self.about["scope"]
+            if settings.DELETE_AT_SOURCE.get() != scope:
+                raise CodedError(
+                    f"recording {recording_id} is not deleted: Variable recall_delete_at_source is no longer {scope}, "
+                    "as it was when this was planned",
+                    code="delete_disabled",
+                )
+            if self.approval is None and settings.DELETE_NEEDS_APPROVAL.get():
+                raise CodedError(f"recording {recording_id} is not deleted: nobody has agreed", code="not_approved")
+            deleted = delete_at_source(ends, recording_id, folder, scope=scope, approved_by=approver(self.approval))
+            self.log.info("Recording %s is deleted at Recall (%s): %s", recording_id, scope, deleted.receipt_uri)
+            return asdict(deleted)
+
+
+def approver(approval: Any) -> str | None:
+    """Return the id of the user who agreed; ``None`` where nobody was asked."""
+    if not isinstance(approval, dict):
+        return None
+    user = approval.get("responded_by_user")
+    return str(user.get("id")) if isinstance(user, dict) else str(user or "unknown")
+
+
+def is_true(value: Any) -> bool:
+    """Read a param that went through a template."""
+    return str(value).strip().lower() in ("true", "1")
+
+
+def days(first: str, last: str) -> tuple[datetime | None, datetime | None]:
+    """Return the beginning of the first day and the end of the last, in UTC; ``None`` where none is given.
+
+    :raises BadParamsError: these are no days, or not in that order.
+    """
+    moments: list[datetime | None] = []
+    for text in (given(first), given(last)):
+        try:
+            day = None if text is None else date.fromisoformat(text)
+        except ValueError:
+            raise BadParamsError(f"{text!a} is no day such as 2026-03-04") from None
+        moments.append(None if day is None else datetime(day.year, day.month, day.day, tzinfo=timezone.utc))
+    begin, end = moments
+    end = None if end is None else end + timedelta(days=1)
+    if begin is not None and end is not None and begin >= end:
+        raise BadParamsError("the last day lies before the first")
+    return begin, end
