@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 API_KEY = "canary-api-key-5f3b1c"
 STORAGE_SECRET = "canary-storage-secret-9d2e"
+WEBHOOK_SECRET = "whsec_Y2FuYXJ5LXdlYmhvb2stc2VjcmV0LTdhMWM="
 BUCKET = "recordings"
 VIEWER = "viewer"
 
@@ -82,8 +83,9 @@ def airflow(
         "password": STORAGE_SECRET,
         "extra": {"endpoint_url": s3_endpoint, "region_name": "us-east-1"},
     }
+    recall = {**simulator.connection, "extra": {**simulator.connection["extra"], "webhook_secrets": [WEBHOOK_SECRET]}}
     env = {
-        "AIRFLOW_CONN_RECALL_DEFAULT": json.dumps(simulator.connection),
+        "AIRFLOW_CONN_RECALL_DEFAULT": json.dumps(recall),
         "AIRFLOW_CONN_AWS_DEFAULT": json.dumps(aws),
         "AIRFLOW_VAR_RECALL_POLL_SECONDS": "1",
         "AIRFLOW_VAR_RECALL_REQUEST_SHARE": "100",

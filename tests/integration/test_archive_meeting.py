@@ -19,7 +19,7 @@ import pytest
 import requests
 
 from scripts.local_airflow import LocalAirflow, LocalAirflowError
-from tests.integration.conftest import API_KEY, BUCKET, STORAGE_SECRET, set_archive
+from tests.integration.conftest import API_KEY, BUCKET, STORAGE_SECRET, WEBHOOK_SECRET, set_archive
 
 if TYPE_CHECKING:
     from include.simulator.process import RunningSimulator
@@ -534,7 +534,7 @@ def test_contradicting_params_ask_nobody_anything(airflow: LocalAirflow, simulat
 
 def test_nothing_secret_anywhere(runs: Runs, airflow: LocalAirflow, archive: Path, s3: Any) -> None:
     """Runs after all others: the whole of Airflow's home (database, logs, XCom, rendered fields) and both archives."""
-    needles = [API_KEY.encode(), STORAGE_SECRET.encode()]
+    needles = [API_KEY.encode(), STORAGE_SECRET.encode(), WEBHOOK_SECRET.removeprefix("whsec_").encode()]
     patterns = re.compile(rb"(Signature|AWSAccessKeyId)(=|%3D)[A-Za-z0-9%/+_-]{4}|[?&]token(=|%3D)[A-Za-z0-9]{4}")
     hits = []
     searched = 0

@@ -1,0 +1,146 @@
+"""Webhooks from the simulator to a real Airflow: one run for each recording, whatever happens on the way."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import requests
+
+from include.recall.webhooks import sign, signing_key
+from tests.integration.conftest import WEBHOOK_SECRET
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from include.simulator.process import RunningSimulator
+    from scripts.local_airflow import LocalAirflow
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+DAG = "archive_meeting"
+
+
+@pytest.fixture(autouse=True)
+def told(airflow: LocalAirflow, simulator: RunningSimulator) -> Iterator[None]:
+    """Let the simulator tell Airflow what happens, and try again soon."""
+    simulator.control("DELETE", "/webhooks")
+    tell(simulator, f"{airflow.url}/recall/webhooks")
+    yield
+    tell(simulator, "")
+
+
+def tell(simulator: RunningSimulator, url: str) -> None:
+    settings = {"webhook_url": url, "webhook_secrets": [WEBHOOK_SECRET], "webhook_retry_speed": 600}
+    simulator.control("POST", "/settings", settings)
+
+
+def meeting(simulator: RunningSimulator, **more: Any) -> tuple[str, str]:
+    """Make a meeting of one part; give the ids of its bot and its recording."""
+    part = {"participant": {"id": 1, "name": "Ada"}, "audio": {"seed": 3, "bytes": 64_000}}
+    ids = simulator.add_meeting(recordings=[{"artifacts": [{"parts": [part]}]}], **more)
+    return ids["bot_id"], ids["recordings"][0]["id"]
+
+
+def wait(condition: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.25)
+
+
+def deliveries(simulator: RunningSimulator, bot_id: str) -> list[dict[str, Any]]:
+    return [one for one in simulator.control("GET", "/webhooks")["deliveries"] if one["bot_id"] == bot_id]
+
+
+def runs_of(airflow: LocalAirflow, recording_id: str) -> list[dict[str, Any]]:
+    found = airflow.get(f"/dags/{DAG}/dagRuns?limit=100&order_by=-id")["dag_runs"]
+    return [one for one in found if recording_id in (one["dag_run_id"] + json.dumps(one["conf"]))]
+
+
+def test_a_finished_meeting_is_archived_by_one_run(
+    airflow: LocalAirflow, simulator: RunningSimulator, archive: Path
+) -> None:
+    rules = [{"event": "^audio_separate.done$", "copies": 3}, {"event": "^bot.done$", "forge": True}]
+    simulator.control("POST", "/webhooks/faults", rules)
+    bot_id, recording_id = meeting(simulator)
+    wait(lambda: bool(runs_of(airflow, recording_id)))
+    run = airflow.wait(DAG, f"recording__{recording_id}")
+    assert (run["state"], run["conf"]["recording_id"]) == ("success", recording_id)
+    assert list(archive.rglob(f"recording={recording_id}/manifest.json"))
+    wait(
+        lambda: all(one["status"] for one in deliveries(simulator, bot_id)) and len(deliveries(simulator, bot_id)) >= 12
+    )
+    statuses = Counter(one["status"] for one in deliveries(simulator, bot_id))
+    assert (statuses.pop(202), statuses.pop(401)) == (1, 1)
+    assert set(statuses) == {200}
+    assert len(runs_of(airflow, recording_id)) == 1
+
+
+def test_a_run_that_waits_for_the_bot_is_not_doubled(airflow: LocalAirflow, simulator: RunningSimulator) -> None:
+    bot_id, recording_id = meeting(simulator, live=True)
+    run_id = airflow.trigger(DAG, {"bot_id": bot_id})
+    waiting = {"wait_for_recordings": "deferred"}
+    wait(
+        lambda: waiting.items() <= {one["task_id"]: one["state"] for one in airflow.task_instances(DAG, run_id)}.items()
+    )
+    simulator.advance(3600)
+    wait(
+        lambda: "audio_separate.done" in {one["event"] for one in deliveries(simulator, bot_id) if one["status"] == 200}
+    )
+    assert airflow.wait(DAG, run_id)["state"] == "success"
+    assert runs_of(airflow, recording_id) == []
+
+
+def test_what_comes_while_the_dag_is_paused_comes_again(airflow: LocalAirflow, simulator: RunningSimulator) -> None:
+    airflow.patch(f"/dags/{DAG}", {"is_paused": True})
+    try:
+        bot_id, recording_id = meeting(simulator)
+        wait(lambda: 503 in {one["status"] for one in deliveries(simulator, bot_id)})
+        assert runs_of(airflow, recording_id) == []
+    finally:
+        airflow.patch(f"/dags/{DAG}", {"is_paused": False})
+    assert {one["status"] for one in deliveries(simulator, bot_id) if one["event"].startswith("bot.")} == {200}
+    wait(lambda: 202 in {one["status"] for one in deliveries(simulator, bot_id)})
+    assert airflow.wait(DAG, f"recording__{recording_id}")["state"] == "success"
+
+
+def test_what_comes_while_the_server_is_away_comes_again(airflow: LocalAirflow, simulator: RunningSimulator) -> None:
+    """And a replay after its restart starts nothing: what was started is in the database, not in the server."""
+    _, first = meeting(simulator)
+    wait(lambda: bool(runs_of(airflow, first)))
+    airflow.wait(DAG, f"recording__{first}")
+    airflow.kill("api-server")
+    bot_id, recording_id = meeting(simulator)
+    wait(lambda: bool(deliveries(simulator, bot_id)))
+    airflow.start_component("api-server")
+    airflow.wait_until_healthy()
+    wait(lambda: bool(runs_of(airflow, recording_id)))
+    assert airflow.wait(DAG, f"recording__{recording_id}")["state"] == "success"
+    assert None in {one["status"] for one in deliveries(simulator, bot_id)}
+    body = json.dumps({"event": "recording.done", "data": {"recording": {"id": first}}}).encode()
+    now = int(time.time())
+    headers = {"svix-id": "m", "svix-timestamp": str(now)}
+    headers["svix-signature"] = sign("m", now, body, signing_key(WEBHOOK_SECRET))
+    for _ in range(5):
+        reply = requests.post(f"{airflow.url}/recall/webhooks", body, headers=headers, timeout=30)
+        assert (reply.status_code, reply.json()) == (200, {"outcome": "exists"})
+    assert len(runs_of(airflow, first)) == 1
+
+
+def test_nobody_needs_airflow_s_login_and_nobody_gets_in_by_it(airflow: LocalAirflow, viewer: dict[str, str]) -> None:
+    body = {"event": "recording.done", "data": {"recording": {"id": "x"}}}
+    for headers in ({}, viewer):
+        reply = requests.post(f"{airflow.url}/recall/webhooks", json=body, headers=headers, timeout=30)
+        assert (reply.status_code, reply.json()) == (401, {"error": "webhook_unsigned"})
+    too_large = requests.post(f"{airflow.url}/recall/webhooks", b"x" * 300_000, timeout=30)
+    assert too_large.status_code == 413
+
+
+def test_the_secret_is_nowhere(airflow: LocalAirflow) -> None:
+    needle = WEBHOOK_SECRET.removeprefix("whsec_").encode()
+    assert [str(path) for path in airflow.home.rglob("*") if path.is_file() and needle in path.read_bytes()] == []
