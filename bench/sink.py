@@ -1,9 +1,10 @@
 """An S3 store that keeps nothing but sizes, as fast as bytes can be thrown away.
 
 Signatures are not checked. A checksum of the whole object that the client declares (with PutObject, its trailer, or
-CompleteMultipartUpload) is given back by HeadObject without being checked: a real store computes it in its own time,
-not in the client's. With ``--verify`` bodies are kept, and every declared CRC-32 and the SHA-256 of what is stored are
-computed: for tests and for the pass that proves the engine's bytes right, not for measuring.
+CompleteMultipartUpload) is given back, by PutObject itself and by HeadObject, without being checked: a real store
+computes it in its own time, not in the client's. With ``--verify`` bodies are kept, and every declared CRC-32 and
+SHA-256 is compared with what is stored: for tests and for the pass that proves the engine's bytes right, not for
+measuring.
 """
 
 from __future__ import annotations
@@ -162,18 +163,18 @@ class Sink:
                 raise S3Error(412, "PreconditionFailed")
 
     def _check_sum(self, blob: Blob) -> None:
-        declared = blob.headers.get(f"{_CHECKSUM}crc32")
-        if blob.content is None or declared is None:
+        if blob.content is None:
             return
-        actual = base64.b64encode(zlib.crc32(blob.content).to_bytes(4, "big")).decode()
-        if declared != actual:
-            raise S3Error(400, "BadDigest")
+        actual = {"crc32": zlib.crc32(blob.content).to_bytes(4, "big"), "sha256": hashlib.sha256(blob.content).digest()}
+        for name, digest in actual.items():
+            if blob.headers.get(_CHECKSUM + name, "").encode() not in (b"", base64.b64encode(digest)):
+                raise S3Error(400, "BadDigest")
 
     def _put(self, key: str, blob: Blob) -> tuple[int, dict[str, str], bytes]:
         self._check_condition(key, blob.headers)
         self._check_sum(blob)
         self._store(key, blob)
-        return 200, {"ETag": blob.etag}, b""
+        return 200, {"ETag": blob.etag, **_checksums(blob)}, b""
 
     def _store(self, key: str, blob: Blob) -> None:
         blob.etag = self._etag()
@@ -229,9 +230,8 @@ class Sink:
         headers = {"ETag": blob.etag, "Content-Length": str(blob.size), **notes}
         headers["Content-Type"] = blob.headers.get("content-type", "binary/octet-stream")
         headers["Last-Modified"] = "Mon, 02 Jan 2006 15:04:05 GMT"
-        sums = {name: blob.headers[name] for one in _ALGORITHMS if (name := _CHECKSUM + one) in blob.headers}
-        if sums and "x-amz-checksum-mode" in request.headers:
-            headers |= {**sums, f"{_CHECKSUM}type": "FULL_OBJECT"}
+        if "x-amz-checksum-mode" in request.headers:
+            headers |= _checksums(blob)
         if request.method == "HEAD":
             return 200, headers, b""
         if blob.content is None:
@@ -256,6 +256,11 @@ class Sink:
         return _xml(
             "ListBucketResult", f"<KeyCount>{len(found)}</KeyCount><IsTruncated>false</IsTruncated>{''.join(found)}"
         )
+
+
+def _checksums(blob: Blob) -> dict[str, str]:
+    sums = {name: blob.headers[name] for one in _ALGORITHMS if (name := _CHECKSUM + one) in blob.headers}
+    return {**sums, f"{_CHECKSUM}type": "FULL_OBJECT"} if sums else {}
 
 
 def _xml(name: str, inside: str) -> tuple[int, dict[str, str], bytes]:

@@ -199,7 +199,7 @@ class StoredPart:
     :param warnings: any of ``empty``, ``size_implausible``, ``odd_length``, ``pcm_format_assumed``,
         ``length_unverified``.
     :param pcm: rate, width and channels in the WAV header that was put in front; None where none was.
-    :param crc32: CRC-32 of the stored object in lower-case hex, to compare with the store's own; None where unknown.
+    :param crc32: CRC-32 of the stored object in lower-case hex, where the store knows the object by that; else None.
     :param action: ``stored`` or ``already_present``.
     :param transferred: bytes read from the source, repetitions included.
     """
@@ -559,6 +559,11 @@ class _Flow:
         if self.digests.stored_bytes == self._size and self._next(1):
             raise SourceCutError(f"the body went on after the {self._size} bytes that it was to have")
 
+    @property
+    def sha256(self) -> str:
+        """See :attr:`include.archive.stores.base.Flow.sha256`."""
+        return self.digests.stored_sha256
+
     def drain(self) -> None:
         """Read what is left, for its hashes alone."""
         for _ in self.chunks():
@@ -681,7 +686,7 @@ class _Copy:
         except (KeyError, ValueError):
             return None
         size = source_bytes if pcm is None else _wav_bytes(pcm, source_bytes)
-        proof = self._proof(info, size=size, sha256=sha256, crc32=notes.get("crc32"))
+        proof = self._proof(info, size=size, sha256=sha256, crc32=notes.get("crc32") or None)
         if proof is None:
             raise ContentConflictError(f"{self._store.uri(info.key)}: not the bytes that were noted when it was stored")
         part = self._part(
@@ -694,36 +699,40 @@ class _Copy:
             [*verified_by, proof],
             action="already_present",
         )
-        return replace(part, crc32=notes.get("crc32"))
+        return replace(part, crc32=notes.get("crc32") or None)
 
     def _read_again(self, info: ObjectInfo) -> StoredPart | None:
         """Describe an object of ours that a store took without a note of its hash, as S3 does with those of many parts.
 
-        It was published whole or not at all, by us, so its own bytes say the rest.
+        It was published whole or not at all, by us, so its own bytes say the rest, or the store's SHA-256 of them.
         """
         pcm = PcmFormat.parse(info.metadata["pcm"]) if "pcm" in info.metadata else None
         source_bytes = int(info.metadata["source-bytes"]) if "source-bytes" in info.metadata else info.size
         header = wav_header(pcm, source_bytes) if pcm is not None else b""
         if info.size != len(header) + source_bytes + (len(wav_padding(source_bytes)) if header else 0):
             return None
-        stored, source, crc32, position = hashlib.sha256(), hashlib.sha256(), 0, -len(header)
-        for chunk in self._store.read(info.key):
-            self._reader.check_stop()
-            stored.update(chunk)
-            crc32 = zlib.crc32(chunk, crc32)
-            source.update(memoryview(chunk)[max(0, -position) : max(0, source_bytes - position)])
-            position += len(chunk)
+        sha256 = source_sha256 = "" if header else info.checksums.get("sha256", "")
+        proof, crc32 = "store-checksum" if sha256 else "read-back", 0
+        if not sha256:
+            stored, source, position = hashlib.sha256(), hashlib.sha256(), -len(header)
+            for chunk in self._store.read(info.key):
+                self._reader.check_stop()
+                stored.update(chunk)
+                crc32 = zlib.crc32(chunk, crc32)
+                source.update(memoryview(chunk)[max(0, -position) : max(0, source_bytes - position)])
+                position += len(chunk)
+            sha256, source_sha256 = stored.hexdigest(), source.hexdigest()
         part = self._part(
             info.key,
             info.size,
-            stored.hexdigest(),
+            sha256,
             source_bytes,
-            source.hexdigest(),
+            source_sha256,
             pcm,
-            ["content-length" if "source-bytes" in info.metadata else "length_unverified", "read-back"],
+            ["content-length" if "source-bytes" in info.metadata else "length_unverified", proof],
             action="already_present",
         )
-        return replace(part, crc32=f"{crc32:08x}")
+        return replace(part, crc32=f"{crc32:08x}" if "crc32" in info.checksums else None)
 
     def _attempt(self, existing: ObjectInfo | None) -> StoredPart:
         attempt = 0
@@ -772,7 +781,7 @@ class _Copy:
         with self._store.write(key, media_type=kind.media_type, size=size, metadata=notes) as writer:
 
             def described() -> StoredPart:
-                return replace(parts[-1], crc32=f"{writer.crc32:08x}")
+                return replace(parts[-1], crc32=None if writer.crc32 is None else f"{writer.crc32:08x}")
 
             try:
                 info = writer.take(flow, lambda: _evidence(described()))
@@ -908,7 +917,7 @@ def _evidence(part: StoredPart) -> dict[str, str]:
     """Return the notes by which a later run recognises the object without asking the source."""
     return {
         "sha256": part.sha256,
-        "crc32": part.crc32 or "",
+        **({} if part.crc32 is None else {"crc32": part.crc32}),
         "source-sha256": part.source_sha256,
         "source-bytes": str(part.source_bytes),
         "verified-by": ",".join(part.verified_by),

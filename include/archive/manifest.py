@@ -370,15 +370,14 @@ def _fault(store: Store, key: str, part: PartEntry, *, deep: bool) -> tuple[str,
         return "damaged", "noted with another hash"
     if not deep:
         return None
-    computed = info.checksums.get("crc32")
-    if computed is not None and part.crc32 is not None:
-        return None if computed == part.crc32 else ("damaged", "the store's own checksum is another one")
+    for computed, listed in ((info.checksums.get("sha256"), part.sha256), (info.checksums.get("crc32"), part.crc32)):
+        if computed is not None and listed is not None:
+            return None if computed == listed else ("damaged", "the store's own checksum is another one")
     return None if _sha256(store, key) == part.sha256 else ("damaged", "the bytes have another hash")
 
 
 def _contradicts_itself(info: ObjectInfo) -> bool:
-    noted, computed = info.metadata.get("crc32"), info.checksums.get("crc32")
-    return noted is not None and computed is not None and noted != computed
+    return any(info.metadata.get(name, computed) != computed for name, computed in info.checksums.items())
 
 
 def _sha256(store: Store, key: str) -> str | None:

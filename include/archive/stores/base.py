@@ -60,6 +60,11 @@ class Unfinished:
 class Flow(Protocol):
     """A body on its way into a store."""
 
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of all that was yielded so far, lower-case hex."""
+        ...
+
     def chunks(self, count: int | None = None) -> Iterator[memoryview]:
         """Yield the next ``count`` bytes, or all that are left.
 
@@ -85,8 +90,8 @@ class Writer(Protocol):
     """One object being written. As a context manager it aborts unless it was committed."""
 
     @property
-    def crc32(self) -> int:
-        """CRC-32 of everything written so far."""
+    def crc32(self) -> int | None:
+        """CRC-32 of what was committed, where the store compares that and not the SHA-256; else None."""
         ...
 
     def write(self, data: memoryview) -> None:

@@ -289,6 +289,9 @@ class LocalWriter:
     :param replaces: the file whose place it takes; by default the name must be free.
     """
 
+    crc32: int | None = None
+    """See :attr:`include.archive.stores.base.Writer.crc32`; nobody but us computes anything here."""
+
     def __init__(
         self,
         *,
@@ -315,15 +318,11 @@ class LocalWriter:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         self._file: int | None = os.open(self._temp, flags, 0o600, dir_fd=folder_fd)
 
-    @property
-    def crc32(self) -> int:
-        """See :attr:`include.archive.stores.base.Writer.crc32`."""
-        return self._crc
-
     def write(self, data: memoryview) -> None:
         """See :meth:`include.archive.stores.base.Writer.write`."""
         file = _still_open(self._file)
-        self._crc = zlib.crc32(data, self._crc)
+        if self._replaces is not None:
+            self._crc = zlib.crc32(data, self._crc)
         self._written += len(data)
         with _errors(self._key):
             while data:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import logging
 import math
 import os
@@ -35,7 +36,7 @@ from include.archive.errors import (
     WrongRegionError,
 )
 from include.archive.stores.base import READ_CHUNK, ObjectInfo, Unfinished, check_size, checked_key, is_of_stem
-from include.archive.stores.s3_wire import Body, Wire, base64_crc32, combined_crc32
+from include.archive.stores.s3_wire import CHECKSUM, Body, Wire, base64_crc32, base64_sha256, combined_crc32
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -304,7 +305,8 @@ class S3Store:
     def put_if_absent(self, key: str, data: bytes, media_type: str, metadata: Mapping[str, str] | None = None) -> bool:
         """See :meth:`include.archive.stores.base.Store.put_if_absent`."""
         try:
-            self.put(key, data, media_type=media_type, metadata=metadata or {}, crc32=zlib.crc32(data))
+            sha256 = hashlib.sha256(data).hexdigest()
+            self.put(key, data, media_type=media_type, metadata=metadata or {}, sha256=sha256)
         except AlreadyExistsError:
             return False
         return True
@@ -351,7 +353,7 @@ class S3Store:
         *,
         media_type: str,
         metadata: Mapping[str, str],
-        crc32: int,
+        sha256: str,
         replaces: ObjectInfo | None = None,
     ) -> None:
         """Store an object in one request, if its key is free, or still holds the version to be replaced.
@@ -362,7 +364,7 @@ class S3Store:
         def send(wire: Wire | None, key: str) -> None:
             if wire is not None:
                 headers = _new_object(media_type, metadata, replaces)
-                headers["x-amz-checksum-crc32"] = base64_crc32(crc32)
+                headers[f"{CHECKSUM}sha256"] = base64_sha256(sha256)
                 wire.put(self._prefix + checked_key(key), data, headers)
             else:
                 self._client.put_object(
@@ -370,7 +372,7 @@ class S3Store:
                     Body=bytes(data),
                     ContentType=media_type,
                     Metadata=dict(metadata),
-                    ChecksumCRC32=base64_crc32(crc32),
+                    ChecksumSHA256=base64_sha256(sha256),
                     **_condition(replaces),
                 )
 
@@ -557,7 +559,7 @@ class S3Writer:
         self._size = size
         self._metadata = dict(metadata)
         self._replaces = replaces
-        self._crc = 0
+        self._crc: int | None = None
         self._written = 0
         self._upload_id: str | None = None
         self._parts: list[CompletedPartTypeDef] = []
@@ -567,7 +569,7 @@ class S3Writer:
         self._committed: ObjectInfo | None = None
 
     @property
-    def crc32(self) -> int:
+    def crc32(self) -> int | None:
         """See :attr:`include.archive.stores.base.Writer.crc32`."""
         return self._crc
 
@@ -575,7 +577,6 @@ class S3Writer:
         """See :meth:`include.archive.stores.base.Writer.write`."""
         if self._size is not None and self._written + len(data) > self._size:
             check_size(self._key, self._size, self._written + len(data))
-        self._crc = zlib.crc32(data, self._crc)
         self._written += len(data)
         if not self._buffer:
             self._buffer = bytearray(min(self._next_part_bytes(), self._size or self._next_part_bytes()))
@@ -595,7 +596,7 @@ class S3Writer:
             return self._take_whole(flow) if self._size <= STREAM_BYTES else self._take_parts(flow, notes)
         for chunk in flow.chunks():
             self.write(chunk)
-        return self.commit(notes())
+        return self._commit(notes(), flow.sha256)
 
     def _take_whole(self, flow: Flow) -> ObjectInfo:
         def send(body: Body) -> None:
@@ -611,7 +612,7 @@ class S3Writer:
                 self._raise_if_there()
                 raise
 
-        _, self._crc = self._streamed(flow, self._size or 0, send)
+        self._streamed(flow, self._size or 0, send, lambda: flow.sha256)
         return self._stored()
 
     def _take_parts(self, flow: Flow, notes: Callable[[], Mapping[str, str]]) -> ObjectInfo:
@@ -620,19 +621,19 @@ class S3Writer:
         while self._written < size:
             count, number = min(stream_bytes(size), size - self._written), len(self._parts) + 1
             send = partial(self._store.upload_stream, self._key, upload_id, number)
-            part, crc32 = self._streamed(flow, count, send)
-            self._parts.append(part)
-            self._crc = combined_crc32(self._crc, crc32, count)
+            self._add_part(self._streamed(flow, count, send), count)
             self._written += count
         return self.commit(notes())
 
-    def _streamed(self, flow: Flow, count: int, send: Callable[[Body], _Sent]) -> tuple[_Sent, int]:
+    def _streamed(
+        self, flow: Flow, count: int, send: Callable[[Body], _Sent], sha256: Callable[[], str] | None = None
+    ) -> _Sent:
         """Send the next bytes of a flow, as often as the flow can go back to where they begin."""
         flow.mark()
         while True:
-            body = Body(flow.chunks(count), count)
+            body = Body(flow.chunks(count), count, sha256)
             try:
-                return send(body), body.crc32
+                return send(body)
             except (StorageError, StoredBytesDifferError) as error:
                 if body.failure is not None:
                     raise
@@ -645,16 +646,19 @@ class S3Writer:
 
     def commit(self, metadata: Mapping[str, str]) -> ObjectInfo:
         """See :meth:`include.archive.stores.base.Writer.commit`."""
+        return self._commit(metadata)
+
+    def _commit(self, metadata: Mapping[str, str], sha256: str | None = None) -> ObjectInfo:
         check_size(self._key, self._size, self._written)
         try:
             if self._upload_id is None:
-                notes = {**self._metadata, **metadata}
+                content, notes = self._content(), {**self._metadata, **metadata}
                 self._store.put(
                     self._key,
-                    self._content(),
+                    content,
                     media_type=self._media_type,
                     metadata=notes,
-                    crc32=self._crc,
+                    sha256=sha256 or hashlib.sha256(content).hexdigest(),
                     replaces=self._replaces,
                 )
             else:
@@ -712,10 +716,16 @@ class S3Writer:
 
     def _send_part(self) -> None:
         upload_id = self._upload_id or self._create_upload()
-        self._parts.append(self._store.upload_part(self._key, upload_id, len(self._parts) + 1, self._content()))
+        part = self._store.upload_part(self._key, upload_id, len(self._parts) + 1, self._content())
+        self._add_part(part, self._filled)
         self._filled = 0
         if self._next_part_bytes() > len(self._buffer):
             self._buffer = bytearray(self._next_part_bytes())
+
+    def _add_part(self, part: CompletedPartTypeDef, count: int) -> None:
+        self._parts.append(part)
+        crc32 = int.from_bytes(base64.b64decode(part["ChecksumCRC32"]), "big")
+        self._crc = combined_crc32(self._crc or 0, crc32, count)
 
     def _complete(self) -> None:
         try:
@@ -724,7 +734,7 @@ class S3Writer:
                 str(self._upload_id),
                 self._parts,
                 size=self._written,
-                crc32=self._crc,
+                crc32=self._crc or 0,
                 replaces=self._replaces,
             )
         except StorageUnavailableError as error:
@@ -804,7 +814,7 @@ def _lower(headers: Mapping[str, str]) -> dict[str, str]:
 def _checksums(headers: Mapping[str, str]) -> dict[str, str]:
     found = {}
     for algorithm in ("crc32", "sha256"):
-        value = headers.get(f"x-amz-checksum-{algorithm}")
+        value = headers.get(CHECKSUM + algorithm)
         # A composite checksum is one of the parts' checksums, not of the object.
         if value and "-" not in value and headers.get("x-amz-checksum-type", "FULL_OBJECT") == "FULL_OBJECT":
             try:

@@ -1,29 +1,50 @@
 """Sending objects to S3 without boto3 in between, which costs three to four times what the bytes themselves do.
 
 Requests are signed by botocore's signer and travel on the client's own connections, so credentials, proxies,
-certificates and addresses are those of the client. The payload is not signed again, since its CRC-32 goes with it: in a
-header where it is known beforehand, else as a trailer behind the last byte, as AWS's SDKs do it by default.
+certificates and addresses are those of the client. The payload is not signed again, since a checksum goes with it: in a
+header where it is known beforehand, else as a trailer behind the last byte, as AWS's SDKs do it by default. A whole
+object goes with the SHA-256 that the archive wants anyway, a part of an upload with its CRC-32, since only those of the
+parts add up to one of the whole.
 """
 
 from __future__ import annotations
 
 import base64
 import re
+import ssl
 import zlib
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlencode
+from http.client import HTTPException, HTTPResponse
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote, urlencode, urlsplit
 
 from botocore.awsrequest import AWSRequest
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectionClosedError,
+    EndpointConnectionError,
+    ReadTimeoutError,
+    SSLError,
+)
+from urllib3 import exceptions as urllib3_errors
+from urllib3.util import Timeout
 
 from include.archive.errors import IntegrityError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    import socket
+    from collections.abc import Callable, Iterator, Mapping
 
     from mypy_boto3_s3 import S3Client
+    from urllib3 import HTTPConnectionPool
 
-_TRAILER = "x-amz-checksum-crc32"
+USER_AGENT = "recall-audio-archive"
+
+CHECKSUM = "x-amz-checksum-"
+"""What the names of checksums' headers begin with."""
+
+_LONGEST_REPLY = 64 * 1024
 _CODE = re.compile(rb"<Code>([^<]{1,64})</Code>")
 _FRAME_BYTES = 1024 * 1024
 _OF_ANOTHER_KIND = re.compile(r"^arn:|--x-s3$")
@@ -41,6 +62,7 @@ class Wire:
         self._client: Any = client
         self._bucket = bucket
         self._address: str | None = None
+        self._pool: HTTPConnectionPool | None = None
 
     @staticmethod
     def reaches(bucket: str) -> bool:
@@ -73,7 +95,7 @@ class Wire:
             "Content-Encoding": "aws-chunked",
             "Content-Length": str(body.framed_bytes),
             "X-Amz-Decoded-Content-Length": str(body.size),
-            "X-Amz-Trailer": _TRAILER,
+            "X-Amz-Trailer": CHECKSUM + body.algorithm,
         }
         context = {"checksum": {"request_algorithm": {"in": "trailer"}}}
         try:
@@ -112,15 +134,112 @@ class Wire:
         operation = "HeadObject" if method == "HEAD" else "UploadPart" if query else "PutObject"
         _, reply = self._client.meta.events.emit_until_response(f"before-send.s3.{operation}", request=prepared)
         if reply is None:
-            reply = self._client._endpoint.http_session.send(prepared)
-        if reply.status_code == 200 and "ETag" in reply.headers:
-            return {name.lower(): value for name, value in reply.headers.items()}
+            reply = self._transmit(prepared)
+        reply_headers = {name.lower(): value for name, value in reply.headers.items()}
+        if reply.status_code == 200 and "etag" in reply_headers:
+            return reply_headers
         code = _CODE.search(reply.content or b"")
         refusal: Any = {
             "Error": {"Code": code[1].decode("ascii", "replace") if code else ""},
             "ResponseMetadata": {"HTTPStatusCode": reply.status_code},
         }
         raise ClientError(refusal, operation)
+
+    def _transmit(self, request: Any) -> Any:
+        """Send a signed request on one of the client's connections; returns and raises as its own session does.
+
+        That session, and urllib3 below it, take ten times as long for this as the request itself does.
+        """
+        session = self._client._endpoint.http_session
+        if session._proxy_config.proxy_url_for(request.url):
+            return session.send(request)
+        if self._pool is None:
+            pool = session._manager.connection_from_url(request.url)
+            session._setup_ssl_cert(pool, request.url, session._verify)
+            self._pool = pool
+        try:
+            return _exchanged(self._pool, request)
+        except urllib3_errors.NewConnectionError as error:
+            raise EndpointConnectionError(endpoint_url=request.url, error=error) from error
+        except (TimeoutError, urllib3_errors.TimeoutError) as error:
+            raise ReadTimeoutError(endpoint_url=request.url, error=error) from error
+        except (ssl.SSLError, urllib3_errors.SSLError) as error:
+            raise SSLError(endpoint_url=request.url, error=error) from error
+        except (OSError, HTTPException, urllib3_errors.HTTPError) as error:
+            raise ConnectionClosedError(endpoint_url=request.url, error=error) from error
+
+
+class _Reply(NamedTuple):
+    """What comes back, under the names that botocore has for it."""
+
+    status_code: int
+    headers: Mapping[str, str]
+    content: bytes
+
+
+def _exchanged(pool: HTTPConnectionPool, request: Any) -> _Reply:
+    """Send a request and read the reply on a connection of a pool, which gets it back if it is good for another."""
+    connection: Any = pool._get_conn()
+    is_good = False
+    try:
+        timeout = pool.timeout.clone()
+        timeout.start_connect()
+        connection.timeout = Timeout.resolve_default_timeout(timeout.connect_timeout)
+        pool._validate_conn(connection)
+        if connection.is_closed:
+            connection.connect()
+        sock = connection.sock
+        sock.settimeout(Timeout.resolve_default_timeout(timeout.read_timeout))
+        is_sent = _is_sent(sock, request)
+        with sock.makefile("rb") as reader:
+            reply, is_whole = _reply(reader, request.method)
+        is_good = is_sent and is_whole
+        return reply
+    finally:
+        if not is_good:
+            connection.close()
+        pool._put_conn(connection)
+
+
+def _is_sent(sock: socket.socket, request: Any) -> bool:
+    """Send a request; tell whether the other side took it to its end. It may have answered before it hung up."""
+    address = urlsplit(request.url)
+    host = address.netloc.removesuffix({"http": ":80", "https": ":443"}[address.scheme])
+    target = f"{address.path}?{address.query}" if address.query else address.path
+    fields = {"Host": host, "Accept-Encoding": "identity", "User-Agent": USER_AGENT, **request.headers}
+    lines = [f"{request.method} {target} HTTP/1.1", *(f"{name}: {_text(fields[name])}" for name in fields), "", ""]
+    body = request.body
+    try:
+        sock.sendall("\r\n".join(lines).encode("latin-1"))
+        for piece in (body,) if isinstance(body, (bytes, bytearray, memoryview)) else body or ():
+            sock.sendall(piece)
+    except (BrokenPipeError, ConnectionResetError):
+        return False
+    return True
+
+
+def _text(value: str | bytes) -> str:
+    text = value.decode("latin-1") if isinstance(value, bytes) else value
+    if "\r" in text or "\n" in text:
+        raise ValueError("a header of several lines")
+    return text
+
+
+def _reply(reader: Any, method: str) -> tuple[_Reply, bool]:
+    """Read a reply; tell whether the connection is good for another request."""
+    head, end, rest = reader.peek().partition(b"\r\n\r\n")
+    if head.startswith(b"HTTP/1.1 200") and end and not rest:
+        # By far the most replies are like this, and the standard library takes long for each.
+        lines = (line.partition(":") for line in head.decode("latin-1").split("\r\n")[1:])
+        headers = {name.lower(): value.strip() for name, _, value in lines}
+        is_bare = method == "HEAD" or headers.get("content-length") == "0"
+        if is_bare and not {"transfer-encoding", "connection"} & headers.keys():
+            return _Reply(200, headers, b""), True
+    opened: Any = SimpleNamespace(makefile=lambda mode: reader)
+    reply = HTTPResponse(opened, method=method)
+    reply.begin()
+    content = reply.read(_LONGEST_REPLY)
+    return _Reply(reply.status, dict(reply.headers), content), reply.isclosed() and not reply.will_close
 
 
 class _Config:
@@ -131,15 +250,18 @@ _UNSIGNED_PAYLOAD = _Config()
 
 
 class Body:
-    """Chunks in the form ``aws-chunked``: each behind its length, the CRC-32 of them all behind the last.
+    """Chunks in the form ``aws-chunked``: each behind its length, a checksum of them all behind the last.
 
     :param chunks: together as many bytes as announced.
     :param size: how many these are.
+    :param sha256: tells their hash once all were taken; without it, their CRC-32 is computed on the way.
     """
 
-    def __init__(self, chunks: Iterator[memoryview], size: int) -> None:
+    def __init__(self, chunks: Iterator[memoryview], size: int, sha256: Callable[[], str] | None = None) -> None:
         self.size = size
         self.crc32 = 0
+        self.algorithm = "sha256" if sha256 else "crc32"
+        self._sha256 = sha256
         self.failure: BaseException | None = None
         self._chunks = chunks
 
@@ -148,7 +270,7 @@ class Body:
         """Length of the whole with all that is put around the chunks, which go in frames of one length."""
         whole, rest = divmod(self.size, _FRAME_BYTES)
         frames = whole * _framed(_FRAME_BYTES) + (_framed(rest) if rest else 0)
-        return frames + len(self._end(0))
+        return frames + len(self._end(bytes(32 if self._sha256 else 4)))
 
     def __iter__(self) -> Iterator[bytes | memoryview]:
         try:
@@ -156,7 +278,8 @@ class Body:
             for chunk in self._chunks:
                 if len(chunk) > remaining:
                     raise IntegrityError(f"a body went on after the {self.size} bytes that were announced")
-                self.crc32 = zlib.crc32(chunk, self.crc32)
+                if self._sha256 is None:
+                    self.crc32 = zlib.crc32(chunk, self.crc32)
                 rest = chunk
                 while rest:
                     if not room:
@@ -171,16 +294,15 @@ class Body:
                         yield b"\r\n"
             if remaining:
                 raise IntegrityError(f"a body ended {remaining} bytes before the {self.size} that were announced")
-            yield self._end(self.crc32)
+            yield self._end(bytes.fromhex(self._sha256()) if self._sha256 else self.crc32.to_bytes(4, "big"))
         except GeneratorExit:
             raise  # the connection broke, which is no fault of the body
         except BaseException as error:
             self.failure = error
             raise
 
-    @staticmethod
-    def _end(crc32: int) -> bytes:
-        return f"0\r\n{_TRAILER}:{base64_crc32(crc32)}\r\n\r\n".encode()
+    def _end(self, checksum: bytes) -> bytes:
+        return b"0\r\n%s%s:%s\r\n\r\n" % (CHECKSUM.encode(), self.algorithm.encode(), base64.b64encode(checksum))
 
 
 def _framed(size: int) -> int:
@@ -190,6 +312,11 @@ def _framed(size: int) -> int:
 def base64_crc32(crc32: int) -> str:
     """Return a CRC-32 as S3's headers hold it."""
     return base64.b64encode(crc32.to_bytes(4, "big")).decode("ascii")
+
+
+def base64_sha256(sha256: str) -> str:
+    """Return a SHA-256, given in hex, as S3's headers hold it."""
+    return base64.b64encode(bytes.fromhex(sha256)).decode("ascii")
 
 
 def combined_crc32(first: int, second: int, second_bytes: int) -> int:

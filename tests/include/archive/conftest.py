@@ -57,11 +57,11 @@ def strict(s3_server: Process) -> Iterator[Process]:
         and (list(entry["conditions"]) != ["if-match"] or "*" in entry["conditions"]["if-match"])
     ]
     assert unguarded == []
+    sums = {"PutObject": "sha256", "UploadPart": "crc32", "CompleteMultipartUpload": "crc32"}
     unsummed = [
         entry["key"]
         for entry in done
-        if entry["operation"] in {"PutObject", "UploadPart", "CompleteMultipartUpload"}
-        and "x-amz-checksum-crc32" not in entry["checksums"]
+        if (name := sums.get(entry["operation"])) and f"x-amz-checksum-{name}" not in entry["checksums"]
     ]
     assert unsummed == []
 

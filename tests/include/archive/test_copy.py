@@ -413,7 +413,7 @@ def test_the_stores_own_checksum_is_proof_enough(archive: Archive, monkeypatch: 
 
     def with_checksum(self: Any, key: str) -> Any:
         info = stat(self, key)
-        return copy_module.replace(info, checksums={"crc32": f"{zlib.crc32(data):08x}"})
+        return copy_module.replace(info, checksums={"sha256": sha256(data)})
 
     monkeypatch.setattr(type(archive.store), "stat", with_checksum)
     monkeypatch.setattr(type(archive.store), "read", lambda self, key: pytest.fail("nothing needs to be read"))
@@ -422,7 +422,7 @@ def test_the_stores_own_checksum_is_proof_enough(archive: Archive, monkeypatch: 
     monkeypatch.setattr(
         type(archive.store),
         "stat",
-        lambda self, key: copy_module.replace(stat(self, key), checksums={"crc32": "00000000"}),
+        lambda self, key: copy_module.replace(stat(self, key), checksums={"sha256": "0" * 64}),
     )
     with pytest.raises(errors.ContentConflictError):
         run(archive, FakeSource(data))
@@ -708,7 +708,8 @@ def test_every_object_is_sent_with_its_checksum_and_never_replaces_one(
     run(bucket, FakeSource(data))
     sent = [entry for entry in strict.journal() if entry["operation"] in {"PutObject", "UploadPart"}]
     assert sum(entry["bytes"] for entry in sent) >= size
-    assert all("x-amz-checksum-crc32" in entry["checksums"] for entry in sent)
+    sums = {"PutObject": "x-amz-checksum-sha256", "UploadPart": "x-amz-checksum-crc32"}
+    assert all(sums[entry["operation"]] in entry["checksums"] for entry in sent)
     (final,) = [entry for entry in strict.journal() if entry["conditions"]]
     assert final["conditions"] == {"if-none-match": "*"}
 

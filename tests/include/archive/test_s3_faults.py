@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
 import threading
 import zlib
@@ -65,11 +66,14 @@ def test_what_is_sent(bucket: Archive, strict: Process, size: int) -> None:
     found = stored(strict)
     assert part.verified_by == ["content-length", "store-checksum"]
     assert (found["sha256"], found["headers"]["content-type"]) == (sha256(data), "audio/ogg")
-    assert found["checksum"] == base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()
-    assert (found["checksum_algorithm"], found["checksum_type"]) == ("crc32", "FULL_OBJECT")
+    name = "crc32" if size == LARGE else "sha256"
+    digest = zlib.crc32(data).to_bytes(4, "big") if size == LARGE else hashlib.sha256(data).digest()
+    assert found["checksum"] == base64.b64encode(digest).decode()
+    assert (found["checksum_algorithm"], found["checksum_type"]) == (name, "FULL_OBJECT")
+    assert part.crc32 == (digest.hex() if size == LARGE else None)
     (final,) = requests(strict, WRITES[size])
     assert final["conditions"] == {"if-none-match": "*"}
-    assert final["checksums"]["x-amz-checksum-crc32"] == found["checksum"]
+    assert final["checksums"][f"x-amz-checksum-{name}"] == found["checksum"]
     if size == LARGE:
         assert final["checksums"]["x-amz-checksum-type"] == "FULL_OBJECT"
         assert [entry["bytes"] for entry in requests(strict, "UploadPart")] == [PART, PART, 1000]
@@ -139,8 +143,8 @@ def test_a_part_of_a_source_without_ranges_is_sent_again_from_the_start(bucket: 
 @pytest.mark.parametrize("size", [PART - 1, LARGE])
 def test_a_store_that_refuses_streams(bucket: Archive, strict: Process, size: int) -> None:
     """Older ones know no checksum behind the body; what they get is collected first."""
-    session = bucket.store._client._endpoint.http_session  # type: ignore[attr-defined]
-    send = session.send
+    wire: Any = bucket.store._wire  # type: ignore[attr-defined]
+    send = wire._transmit
 
     def refuse(request: Any) -> Any:
         if "X-Amz-Trailer" in request.headers:
@@ -148,15 +152,15 @@ def test_a_store_that_refuses_streams(bucket: Archive, strict: Process, size: in
         return send(request)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "send", refuse)
+        patch.setattr(wire, "_transmit", refuse)
         part = run(bucket, FakeSource(audio(size)))
     assert part.sha256 == sha256(audio(size)) == stored(strict)["sha256"]
     assert bucket.leftovers() == []
 
 
 def test_a_store_that_takes_the_form_of_a_stream_for_its_content(bucket: Archive, strict: Process) -> None:
-    session = bucket.store._client._endpoint.http_session  # type: ignore[attr-defined]
-    send, size = session.send, PART - 1
+    wire: Any = bucket.store._wire  # type: ignore[attr-defined]
+    send, size = wire._transmit, PART - 1
 
     def misread(request: Any) -> Any:
         if "X-Amz-Trailer" not in request.headers:
@@ -164,12 +168,12 @@ def test_a_store_that_takes_the_form_of_a_stream_for_its_content(bucket: Archive
         key = unquote(urlsplit(request.url).path).partition(f"/{BUCKET}/")[2]
         content = b"".join(request.body)
         bucket.store._client.put_object(  # type: ignore[attr-defined]
-            Bucket=BUCKET, Key=key, Body=content, IfNoneMatch="*", ChecksumAlgorithm="CRC32"
+            Bucket=BUCKET, Key=key, Body=content, IfNoneMatch="*", ChecksumAlgorithm="SHA256"
         )
         return AWSResponse(request.url, 200, {"ETag": "x"}, SimpleNamespace(stream=lambda: []))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "send", misread)
+        patch.setattr(wire, "_transmit", misread)
         part = run(bucket, FakeSource(audio(size)))
     assert part.sha256 == sha256(audio(size)) == sha256(bucket.get(KEY))
     assert bucket.keys() == [KEY]
@@ -219,8 +223,8 @@ def test_a_body_damaged_on_the_way_is_refused_and_sent_again(
     bucket: Archive, strict: Process, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     """Between us and a store without TLS nothing but the checksum watches over the bytes."""
-    session = bucket.store._client._endpoint.http_session  # type: ignore[attr-defined]
-    send, damaged = session.send, []
+    wire: Any = bucket.store._wire  # type: ignore[attr-defined]
+    send, damaged = wire._transmit, []
 
     def flipped(data: Any) -> bytes:
         return bytes([data[0] ^ 1]) + bytes(data[1:])
@@ -237,7 +241,7 @@ def test_a_body_damaged_on_the_way_is_refused_and_sent_again(
             )
         return send(request)
 
-    monkeypatch.setattr(session, "send", damage)
+    monkeypatch.setattr(wire, "_transmit", damage)
     run(bucket, FakeSource(audio(size)))
     assert damaged
     assert [entry["code"] for entry in strict.journal() if entry["bytes"]].count("BadDigest") == 1

@@ -55,8 +55,9 @@ def test_requests_go_where_boto3_sends_its_own(bucket: str, options: dict[str, A
 
     client.meta.events.register("before-send.s3", answer)
     client.head_object(Bucket=bucket, Key="recordings/dt=2026-03-04/ä b.ogg")
-    client._endpoint.http_session = SimpleNamespace(send=answer)
-    Wire(client, bucket).head("recordings/dt=2026-03-04/ä b.ogg")
+    wire = Wire(client, bucket)
+    wire._transmit = answer  # type: ignore[method-assign]
+    wire.head("recordings/dt=2026-03-04/ä b.ogg")
     assert seen[0] == seen[1]
 
 
@@ -126,8 +127,8 @@ def test_a_store_that_never_takes_a_stream_is_given_up(bucket: Archive, strict: 
     [(400, "XAmzContentSHA256Mismatch"), (403, "SignatureDoesNotMatch"), (400, "InvalidDigest"), (501, "")],
 )
 def test_a_store_to_which_a_stream_is_only_a_wrong_hash(bucket: Archive, size: int, status: int, code: str) -> None:
-    session = bucket.store._client._endpoint.http_session  # type: ignore[attr-defined]
-    send, page = session.send, f"<Error><Code>{code}</Code></Error>".encode()
+    wire: Any = bucket.store._wire  # type: ignore[attr-defined]
+    send, page = wire._transmit, f"<Error><Code>{code}</Code></Error>".encode()
 
     def refuse(request: Any) -> Any:
         if "X-Amz-Trailer" not in request.headers:
@@ -137,7 +138,7 @@ def test_a_store_to_which_a_stream_is_only_a_wrong_hash(bucket: Archive, size: i
         return AWSResponse(request.url, status, {}, SimpleNamespace(stream=lambda: [page]))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "send", refuse)
+        patch.setattr(wire, "_transmit", refuse)
         part = run(bucket, FakeSource(audio(size)))
     assert part.sha256 == sha256(audio(size)) == sha256(bucket.get(KEY))
     assert (bucket.keys(), bucket.leftovers()) == ([KEY], [])
@@ -184,6 +185,8 @@ def test_a_refusal_before_the_body_is_the_one_that_is_told() -> None:
     with Process(bucket="other", access_key="testing", secret_key="testing") as server:
         store = S3Store(bucket=BUCKET, prefix="", client=make_client(server.endpoint))
         with store.write(KEY, media_type="audio/ogg", size=WHOLE) as writer:
-            flow = SimpleNamespace(chunks=lambda count: iter([memoryview(audio(count))]), mark=lambda: None)
+            flow = SimpleNamespace(
+                chunks=lambda count: iter([memoryview(audio(count))]), mark=lambda: None, sha256="0" * 64
+            )
             with pytest.raises(errors.NoSuchBucketError):
                 writer.take(flow, dict)  # type: ignore[arg-type]

@@ -19,7 +19,7 @@ from include.archive.stores import LocalStore, Store, open_store
 from include.archive.stores import s3 as s3_module
 from include.archive.stores.s3 import S3Store
 from tests.include.archive.conftest import BUCKET, make_client
-from tests.include.archive.support import STEM, Archive, audio
+from tests.include.archive.support import STEM, Archive, audio, sha256
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +41,6 @@ def put(archive: Archive, key: str, data: bytes, *, size: int | None = None, ste
             buffer[: len(piece)] = piece
             writer.write(memoryview(buffer)[: len(piece)])
             buffer[:] = bytes(step)  # a writer must not rely on memory that it was lent
-        assert writer.crc32 == zlib.crc32(data)
         info = writer.commit({"sha256": "abc"})
     assert (info.key, info.size) == (key, len(data))
 
@@ -82,7 +81,9 @@ def test_objects_are_stored_whole(archive: Archive, size: int, known: bool) -> N
     assert (info.size, info.metadata["recording-id"]) == (size, "rec-1")
     if size <= PART:
         assert info.metadata["sha256"] == "abc"
-    assert info.checksums.get("crc32", f"{zlib.crc32(data):08x}") == f"{zlib.crc32(data):08x}"
+    sums = {"sha256": sha256(data), "crc32": f"{zlib.crc32(data):08x}"}
+    assert info.checksums.items() <= sums.items()
+    assert info.checksums or archive.kind != "s3"
 
 
 @pytest.mark.parametrize("size", [10, PART + 10])
@@ -694,18 +695,20 @@ def test_a_server_that_is_not_there_is_retryable(s3_endpoint: str) -> None:
 def test_a_lost_answer_is_resolved_by_looking(
     bucket: Archive, s3: Any, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    session = s3._endpoint.http_session
-    send = session.send
+    store: Any = bucket.store
 
-    def lose(request: Any) -> Any:
-        reply = send(request)
-        if request.headers.get("If-None-Match"):
-            raise ConnectionClosedError(endpoint_url="x")
-        return reply
+    def losing(send: Any) -> Any:
+        def lose(request: Any) -> Any:
+            reply = send(request)
+            if request.headers.get("If-None-Match"):
+                raise ConnectionClosedError(endpoint_url="x")
+            return reply
+
+        return lose
 
     data = audio(size)
-    store = bucket.store
-    monkeypatch.setattr(session, "send", lose)
+    for sender, name in ((s3._endpoint.http_session, "send"), (store._wire, "_transmit")):
+        monkeypatch.setattr(sender, name, losing(getattr(sender, name)))
     with pytest.raises(errors.AlreadyExistsError):
         save(store, data)
     assert b"".join(store.read("a.ogg")) == data
