@@ -239,6 +239,7 @@ def archive_body(
     duration: float | None,
     pcm: PcmFormat | None = None,
     expected_sha256: str | None = None,
+    replaces: ObjectInfo | None = None,
     shelf: Shelf | None = None,
     stop: Stop | None = None,
     progress: Callable[[int, int | None], None] | None = None,
@@ -255,6 +256,7 @@ def archive_body(
     :param duration: seconds that the source states, for a plausibility check.
     :param pcm: how headerless samples are laid out, default 16 kHz, 16 bits, mono.
     :param expected_sha256: what a manifest says of the object; no other bytes are stored in its place.
+    :param replaces: a damaged object whose place this body takes, and no other's; only with ``expected_sha256``.
     :param shelf: what :func:`survey` found, with ``tidy``, in a folder that this part belongs to; by default the copy
         does that for itself.
     :param stop: set it from another thread or a signal handler to end the copy.
@@ -277,6 +279,7 @@ def archive_body(
         duration=duration,
         pcm=pcm or PcmFormat(),
         expected_sha256=expected_sha256,
+        replaces=replaces,
         shelf=shelf,
         progress=progress,
     )
@@ -313,6 +316,7 @@ def find_stored(
         duration=duration,
         pcm=PcmFormat(),
         expected_sha256=None,
+        replaces=None,
         shelf=shelf,
         progress=None,
     )
@@ -630,6 +634,7 @@ class _Copy:
         duration: float | None,
         pcm: PcmFormat,
         expected_sha256: str | None,
+        replaces: ObjectInfo | None,
         shelf: Shelf | None,
         progress: Callable[[int, int | None], None] | None,
     ) -> None:
@@ -642,6 +647,7 @@ class _Copy:
         self._duration = duration
         self._pcm = pcm
         self._expected_sha256 = expected_sha256
+        self._replaces = replaces
         self._shelf = shelf
         self._progress = progress
         self._view = memoryview(bytearray(BUFFER_BYTES))
@@ -652,6 +658,8 @@ class _Copy:
         if self._shelf is None:
             # First of all, so that an earlier try that still runs somewhere fails at its next step.
             self._store.abort_stale(stem)
+        if self._replaces is not None:
+            return self._attempt(None)
         existing = self._existing(stem)
         recognised = self._recognise(existing) if existing else None
         return recognised or self._attempt(existing)
@@ -753,7 +761,7 @@ class _Copy:
         """Read the body once (twice where its length must be learnt first) and store it, or compare it with what is."""
         kind, head = self._head()
         length, first = self._reader.length, None
-        pcm = self._pcm_of(existing) if kind.is_pcm else None
+        pcm = self._pcm_of(existing or self._replaces) if kind.is_pcm else None
         if pcm is not None and length is None:
             if self._measured is None:  # only once: each new beginning forgives the source its failures
                 flow = self._flow(head)
@@ -778,7 +786,11 @@ class _Copy:
         notes = {**self._identity, **({} if pcm is None else {"pcm": str(pcm)})}
         if length is not None:
             notes["source-bytes"] = str(length)
-        with self._store.write(key, media_type=kind.media_type, size=size, metadata=notes) as writer:
+        if self._replaces is not None and self._replaces.key != key:
+            raise ContentConflictError(f"{self._store.uri(self._replaces.key)}: the source now sends {kind.media_type}")
+        with self._store.write(
+            key, media_type=kind.media_type, size=size, metadata=notes, replaces=self._replaces
+        ) as writer:
 
             def described() -> StoredPart:
                 return replace(parts[-1], crc32=None if writer.crc32 is None else f"{writer.crc32:08x}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from include.archive.errors import (
+    AlreadyExistsError,
     IntegrityError,
     ManifestConflictError,
     ManifestInvalidError,
@@ -282,20 +283,34 @@ def validate(document: object) -> None:
         raise ManifestInvalidError(f"the manifest breaks its schema at {error.json_path}: rule {error.validator!r}")
 
 
-def publish(store: Store, folder: str, manifest: Manifest) -> bool:
-    """Write the manifest of a settled recording, once.
+def publish(store: Store, folder: str, manifest: Manifest, *, replaces: ObjectInfo | None = None) -> bool:
+    """Write the manifest of a settled recording, once, with a note of its own hash.
 
     :param folder: the recording's folder, see :func:`include.archive.layout.recording_folder`.
+    :param replaces: a damaged manifest whose place it takes, and no other's.
     :return: True when it was written, False when one that says the same was there.
     :raises ManifestConflictError: when a different one was there; it is left as it is.
     """
-    if store.put_if_absent(f"{folder}/{MANIFEST_NAME}", manifest.to_bytes(), MANIFEST_MEDIA_TYPE):
+    if _write(store, f"{folder}/{MANIFEST_NAME}", manifest.to_bytes(), replaces):
         tidy(store, folder)
         return True
     existing = load(store, folder)
     if existing is not None and existing.says_the_same(manifest):
         return False
     raise ManifestConflictError(f"{store.uri(folder)}: a different manifest is already there and stays as it is")
+
+
+def _write(store: Store, key: str, data: bytes, replaces: ObjectInfo | None) -> bool:
+    notes = {"sha256": hashlib.sha256(data).hexdigest()}
+    if replaces is None:
+        return store.put_if_absent(key, data, MANIFEST_MEDIA_TYPE, notes)
+    try:
+        with store.write(key, media_type=MANIFEST_MEDIA_TYPE, size=len(data), replaces=replaces) as writer:
+            writer.write(memoryview(data))
+            writer.commit(notes)
+    except AlreadyExistsError:
+        return False
+    return True
 
 
 def tidy(store: Store, folder: str) -> None:

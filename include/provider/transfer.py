@@ -21,6 +21,7 @@ from include.archive.audio import PcmFormat
 from include.archive.copy import StoredPart, archive_body, find_stored, survey
 from include.archive.errors import ContentConflictError, StorageError
 from include.archive.layout import MANIFEST_NAME, part_stem, participant_folder
+from include.archive.verify import RECEIPTS
 from include.errors import CodedError
 from include.provider.errors import PartsOwedError
 from include.recall.errors import RecallError, RecallMediaDeletedError, RecallMediaFailedError, RecallNotFoundError
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
     from include.archive.copy import Shelf, Stop
-    from include.archive.stores import Store
+    from include.archive.stores import ObjectInfo, Store
     from include.recall.client import RecallClient
     from include.recall.media import MediaClient
     from include.recall.models import AudioArtifact, AudioPart, Participant, Recording
@@ -270,6 +271,8 @@ def settle(
     receipts: Iterable[Mapping[str, Any]],
     reasons: Mapping[tuple[str, str | None], str],
     artifact_ids: Sequence[str] = (),
+    rebuilds: bool = False,
+    replaces: ObjectInfo | None = None,
 ) -> Settled:
     """Write a recording's manifest, if everything that the source can give is stored; else say what is owed.
 
@@ -280,6 +283,8 @@ def settle(
     :param reasons: the code with which a part (or, under part ``None``, a whole artifact) failed, to say why it is
         owed.
     :param artifact_ids: all its artifacts where they are known, which saves a list call; where not, they are listed.
+    :param rebuilds: the recording had a manifest once, so one that leaves out a stored object is none.
+    :param replaces: what is left of that manifest, where it is still there: only that is replaced.
     :raises PartsOwedError: some parts are not stored yet; its ``owed`` names them.
     :raises RecallMediaFailedError: the source has nothing but failed artifacts.
     :raises RecallMediaDeletedError: the source has nothing but deleted artifacts.
@@ -327,11 +332,11 @@ def settle(
     owed += [
         {"artifact_id": str(problem.artifact_id), "part_id": str(problem.part_id), "code": f"object_{problem.kind}"}
         for problem in manifests.check(ends.store, folder, manifest, deep=True)
-        if problem.kind != "extra"
+        if problem.kind != "extra" or (rebuilds and not problem.key.startswith(f"{RECEIPTS}/"))
     ]
     if owed:
         raise _owed(recording, owed, len(entries))
-    manifests.publish(ends.store, folder, manifest)
+    manifests.publish(ends.store, folder, manifest, replaces=replaces)
     return _settled(ends.store, folder, manifest)
 
 

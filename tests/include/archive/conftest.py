@@ -142,6 +142,12 @@ def _local(root: Path) -> Archive:
         for name, value in (metadata or {}).items():
             os.setxattr(path, f"user.recall.{name}", value.encode())
 
+    def flip(key: str, bit: int) -> None:
+        data = bytearray((root / key).read_bytes())
+        data[bit // 8] ^= 1 << bit % 8
+        with (root / key).open("r+b") as file:
+            file.write(data)
+
     def files(temporary: bool) -> list[str]:
         return sorted(
             path.relative_to(root).as_posix()
@@ -158,6 +164,8 @@ def _local(root: Path) -> Archive:
         keys=lambda: files(False),
         leftovers=lambda: files(True),
         modified=lambda key: ((root / key).stat().st_mtime_ns, (root / key).stat().st_ino),
+        flip=flip,
+        remove=lambda key: (root / key).unlink(),
     )
 
 
@@ -178,6 +186,10 @@ def _s3(client: Any, *, kind: str = "s3", server: Process | None = None) -> Arch
             return client.head_object(Bucket=BUCKET, Key=f"{prefix}/{key}")["LastModified"]
         return server.state()["objects"][f"{prefix}/{key}"]["modified"]
 
+    def tamper(key: str, **how: Any) -> None:
+        assert server is not None
+        server.control("POST", "tamper", {"key": f"{prefix}/{key}", **how})
+
     def keys() -> list[str]:
         pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix + "/")
         return [item["Key"][len(prefix) + 1 :] for page in pages for item in page.get("Contents", [])]
@@ -195,6 +207,8 @@ def _s3(client: Any, *, kind: str = "s3", server: Process | None = None) -> Arch
         keys=keys,
         leftovers=leftovers,
         modified=modified,
+        flip=lambda key, bit: tamper(key, flip=bit),
+        remove=lambda key: tamper(key, delete=True),
     )
 
 

@@ -22,7 +22,8 @@ IDS = {"recording_id": "rec-1", "artifact_id": "artifact-1", "part_id": "part-1"
 class Archive:
     """A store under test, and ways to look at it and to spoil it that do not go through it.
 
-    ``proof``: how the store shows that it holds what it was given.
+    ``proof``: how the store shows that it holds what it was given. ``flip``: turn over one bit of an object, and
+    ``remove``: take it away, behind the store's back.
     """
 
     kind: str
@@ -33,6 +34,8 @@ class Archive:
     keys: Callable[[], list[str]]
     leftovers: Callable[[], list[str]]
     modified: Callable[[str], object]
+    flip: Callable[[str, int], object]
+    remove: Callable[[str], object]
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,0 +1,269 @@
+"""Making good what a look at the archive found, from what Recall still has. Knows no Airflow.
+
+Damaged bytes are replaced by bytes that were proven to be those that the manifest lists, on condition that the damaged
+version is still the one that is there; what is missing is stored if its key is still free. So whatever happens, and
+whoever else is at work, no good object is ever replaced, and none is absent for a moment that was there.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from include.archive.audio import PcmFormat
+from include.archive.copy import StoredPart, archive_body, find_stored, survey
+from include.archive.errors import ContentConflictError, StoppedError
+from include.archive.layout import part_stem, recording_folder
+from include.archive.verify import RECEIPTS
+from include.errors import CodedError
+from include.provider.transfer import settle
+from include.recall.parts import list_parts, open_part
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from include.archive.copy import Shelf, Stop
+    from include.archive.manifest import Manifest, PartEntry
+    from include.archive.stores import ObjectInfo
+    from include.archive.verify import Checked, Finding
+    from include.provider.transfer import Ends
+    from include.recall.models import AudioArtifact, AudioPart
+
+log = logging.getLogger(__name__)
+
+_PART = frozenset({"missing", "damaged", "size"})
+_MANIFEST = frozenset({"manifest_damaged", "unsettled"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of one finding.
+
+    :param action: ``replaced`` (damaged bytes), ``restored`` (what was missing), ``rebuilt`` (a manifest), ``removed``
+        (something unfinished), or None when nothing was changed.
+    :param code: why not, for example ``media_deleted``, ``content_conflict``, ``conditions_ignored``.
+    :param message: the same for a person.
+    """
+
+    action: str | None = None
+    code: str | None = None
+    message: str | None = None
+
+
+class Repairer:
+    """Makes good what was found in one recording after the other.
+
+    :param open_ends: opens the source and the archive; asked when there is something to do, once.
+    :param pcm: how headerless samples are laid out where no manifest says it.
+    :param stop: set it from elsewhere to end a copy.
+    """
+
+    def __init__(self, open_ends: Callable[[], Ends], *, stop: Stop, pcm: PcmFormat | None = None) -> None:
+        self._open_ends = open_ends
+        self._stop = stop
+        self._pcm = pcm or PcmFormat()
+        self._ends: Ends | None = None
+        self._is_tried = False
+
+    def repair(self, checked: Checked) -> list[Outcome]:
+        """Make good what can be, and say what became of each finding, in their order.
+
+        :raises StoppedError: when told to stop.
+        """
+        outcomes: dict[int, Outcome] = {}
+        for finding, outcome in self._outcomes(checked):
+            outcomes[id(finding)] = outcome
+            log.log(
+                logging.INFO if outcome.action else logging.WARNING,
+                "%s is %s (%s): %s",
+                finding.key,
+                finding.kind,
+                finding.detail,
+                outcome.action or f"not repaired, {outcome.code}",
+            )
+        return [outcomes.get(id(finding), Outcome()) for finding in checked.findings]
+
+    def _outcomes(self, checked: Checked) -> Iterator[tuple[Finding, Outcome]]:
+        for finding in checked.findings:
+            if finding.kind in _MANIFEST:
+                yield finding, self._tried(lambda finding=finding: self._rebuilt(checked.folder, finding))  # type: ignore[misc]
+        manifest = checked.manifest
+        if manifest is None:
+            return
+        by_artifact: dict[str, list[Finding]] = {}
+        for finding in checked.findings:
+            if finding.kind in _PART and finding.artifact_id is not None:
+                by_artifact.setdefault(finding.artifact_id, []).append(finding)
+        for artifact_id, findings in by_artifact.items():
+            yield from self._of_artifact(checked.folder, manifest, artifact_id, findings)
+
+    def _of_artifact(
+        self, folder: str, manifest: Manifest, artifact_id: str, findings: Sequence[Finding]
+    ) -> Iterator[tuple[Finding, Outcome]]:
+        entries = {(part.artifact_id, part.part_id): part for part in manifest.parts}
+        try:
+            ends = self._opened()
+            listing = list_parts(ends.client, ends.media, artifact_id)
+        except CodedError as error:
+            for finding in findings:
+                yield finding, _refused(error)
+            return
+        parts = {part.id: part for part in listing.parts}
+        for finding in findings:
+            entry, part = entries[artifact_id, str(finding.part_id)], parts.get(str(finding.part_id))
+            if part is None:
+                gone = CodedError(f"artifact {artifact_id} no longer lists part {entry.part_id}", code="part_gone")
+                yield finding, _refused(gone)
+            else:
+                yield (
+                    finding,
+                    self._tried(
+                        lambda e=entry, p=part, f=finding: self._part(  # type: ignore[misc]
+                            ends, folder, manifest.recording.id, listing.artifact, p, e, f.version
+                        )
+                    ),
+                )
+
+    def _tried(self, mend: Callable[[], Outcome]) -> Outcome:
+        try:
+            return mend()
+        except StoppedError:
+            raise
+        except CodedError as error:
+            return _refused(error)
+
+    def _opened(self) -> Ends:
+        if self._ends is None:
+            self._ends = self._open_ends()
+        return self._ends
+
+    def _try_store(self, folder: str) -> None:
+        """Find out, before the first object is replaced, whether the store does that only where it is told to."""
+        if not self._is_tried:
+            self._opened().store.preflight(folder, replacing=True)
+            self._is_tried = True
+
+    def _part(
+        self,
+        ends: Ends,
+        folder: str,
+        recording_id: str,
+        artifact: AudioArtifact,
+        part: AudioPart,
+        entry: PartEntry,
+        damaged: ObjectInfo | None,
+    ) -> Outcome:
+        stem = part_stem(entry.participant_id, entry.artifact_id, entry.part_id)
+        if entry.key.rpartition(".")[0] != stem or part.participant.id != entry.participant_id:
+            raise ContentConflictError(f"{folder}/{entry.key}: the source lists this part as another participant's")
+        self._copy(
+            ends,
+            folder,
+            recording_id,
+            artifact,
+            part,
+            pcm=PcmFormat(**entry.pcm) if entry.pcm else self._pcm,
+            expected_sha256=entry.sha256,
+            damaged=damaged,
+        )
+        return Outcome(action="restored" if damaged is None else "replaced")
+
+    def _copy(
+        self,
+        ends: Ends,
+        folder: str,
+        recording_id: str,
+        artifact: AudioArtifact,
+        part: AudioPart,
+        *,
+        pcm: PcmFormat,
+        expected_sha256: str | None = None,
+        damaged: ObjectInfo | None = None,
+    ) -> StoredPart:
+        if damaged is not None:
+            self._try_store(folder)
+        return archive_body(
+            open_part(ends.client, ends.media, artifact.id, part),
+            ends.store,
+            part_stem(part.participant.id, artifact.id, part.id),
+            folder=folder,
+            source_format=artifact.format,
+            ids=_ids(recording_id, artifact, part),
+            duration=part.duration,
+            pcm=pcm,
+            expected_sha256=expected_sha256,
+            replaces=damaged,
+            stop=self._stop,
+        )
+
+    def _rebuilt(self, folder: str, finding: Finding) -> Outcome:
+        """Write a manifest anew, from what the source lists and what is stored."""
+        recording_id = folder.rpartition("recording=")[2]
+        if recording_id.startswith("sha256-"):
+            raise CodedError(f"{folder} doesn't tell the recording's id, only its hash", code="unknown_id")
+        ends = self._opened()
+        if next(ends.store.list(f"{folder}/{RECEIPTS}/"), None) is not None:
+            # What was purged must not come back, and only the lost manifest knew what it was.
+            raise CodedError(f"{folder} holds receipts of a purge; restore its manifest by hand", code="purged")
+        recording = ends.client.get_recording(recording_id)
+        if recording_folder(recording.created_at, recording_id) != folder:
+            raise CodedError(f"recording {recording_id} belongs into another folder", code="wrong_folder")
+        if finding.version is not None:
+            self._try_store(folder)
+        shelf = survey(ends.store, [folder])
+        receipts = [
+            {
+                "artifact_id": artifact.id,
+                "part_id": part.id,
+                "stored": self._stored(ends, folder, recording_id, artifact, part, shelf).to_dict(),
+            }
+            for artifact in ends.client.list_audio_separate(recording_id)
+            if artifact.status == "done" and artifact.download_url is not None
+            for part in list_parts(ends.client, ends.media, artifact.id, artifact=artifact).parts
+        ]
+        settle(
+            ends,
+            recording_id,
+            folder,
+            bot_id=recording.bot_id,
+            receipts=receipts,
+            reasons={},
+            rebuilds=True,
+            replaces=finding.version,
+        )
+        return Outcome(action="rebuilt")
+
+    def _stored(
+        self, ends: Ends, folder: str, recording_id: str, artifact: AudioArtifact, part: AudioPart, shelf: Shelf
+    ) -> StoredPart:
+        """Describe what is stored of a part; fetch it where it is missing, or not what was noted when it was stored."""
+        stem = part_stem(part.participant.id, artifact.id, part.id)
+        try:
+            stored = find_stored(
+                ends.store,
+                stem,
+                folder=folder,
+                source_format=artifact.format,
+                ids=_ids(recording_id, artifact, part),
+                duration=part.duration,
+                shelf=shelf,
+            )
+        except ContentConflictError:
+            keys = shelf.keys.get(f"{folder}/{stem}", ())
+            info = ends.store.stat(keys[0]) if len(keys) == 1 else None
+            if info is None or "sha256" not in info.metadata:
+                raise
+            noted = info.metadata["sha256"]
+            return self._copy(
+                ends, folder, recording_id, artifact, part, pcm=self._pcm, expected_sha256=noted, damaged=info
+            )
+        return stored or self._copy(ends, folder, recording_id, artifact, part, pcm=self._pcm)
+
+
+def _ids(recording_id: str, artifact: AudioArtifact, part: AudioPart) -> dict[str, str]:
+    return {"recording-id": recording_id, "artifact-id": artifact.id, "part-id": part.id}
+
+
+def _refused(error: CodedError) -> Outcome:
+    return Outcome(code=error.code, message=error.message)
