@@ -135,12 +135,18 @@ def look_through(
     :raises StoppedError: when ``stop`` was set.
     :raises StorageError: when the store can't be listed, or fails for too many objects.
     """
-    stop = stop or Stop()
+    stop, own_end = stop or Stop(), Stop()
     patience = _Patience()
     recordings = ThreadPoolExecutor(RECORDINGS, "recordings")
     objects = ThreadPoolExecutor(OBJECTS, "objects")
     look = partial(
-        _Look, store, mode=mode, unsettled_before=unsettled_before, stop=stop, patience=patience, pool=objects
+        _Look,
+        store,
+        mode=mode,
+        unsettled_before=unsettled_before,
+        stops=(stop, own_end),
+        patience=patience,
+        pool=objects,
     )
     try:
         waiting: deque[Future[Checked]] = deque()
@@ -151,7 +157,7 @@ def look_through(
         while waiting:
             yield waiting.popleft().result()
     finally:
-        stop.set()  # whoever stops asking wants no answer any more
+        own_end.set()  # whoever stops asking wants no answer any more
         recordings.shutdown(cancel_futures=True)
         objects.shutdown(cancel_futures=True)
 
@@ -215,7 +221,7 @@ class _Look:
         *,
         mode: str,
         unsettled_before: float,
-        stop: Stop,
+        stops: Sequence[Stop],
         patience: _Patience,
         pool: Executor,
     ) -> None:
@@ -224,7 +230,7 @@ class _Look:
         self._listed = listed
         self._mode = mode
         self._unsettled_before = unsettled_before
-        self._stop = stop
+        self._stops = stops
         self._patience = patience
         self._pool = pool
 
@@ -361,11 +367,11 @@ class _Look:
             except StorageError as error:
                 if error.permanent or attempt == READ_ATTEMPTS - 1:
                     raise
-            self._stop.wait(0.5 * 2**attempt)
+            self._stops[0].wait(0.5 * 2**attempt)
         raise StoppedError("told to stop")
 
     def _check_stop(self) -> None:
-        if self._stop.is_set():
+        if any(stop.is_set() for stop in self._stops):
             raise StoppedError("told to stop")
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from include.archive.audio import PcmFormat
 from include.archive.copy import StoredPart, archive_body, find_stored, survey
 from include.archive.errors import ContentConflictError, StoppedError
 from include.archive.layout import part_stem, recording_folder
-from include.archive.verify import RECEIPTS
+from include.archive.verify import RECEIPTS, look_through
 from include.errors import CodedError
 from include.provider.transfer import settle
 from include.recall.parts import list_parts, open_part
@@ -66,8 +67,11 @@ class Repairer:
         self._ends: Ends | None = None
         self._is_tried = False
 
-    def repair(self, checked: Checked) -> list[Outcome]:
-        """Make good what can be, and say what became of each finding, in their order.
+    def repair(self, checked: Checked) -> list[tuple[Finding, Outcome]]:
+        """Make good what can be, and say what became of each finding.
+
+        A manifest comes first: when it is rebuilt, all that it lists is looked at in full, and ``checked`` tells what
+        came of that as well.
 
         :raises StoppedError: when told to stop.
         """
@@ -82,12 +86,14 @@ class Repairer:
                 finding.detail,
                 outcome.action or f"not repaired, {outcome.code}",
             )
-        return [outcomes.get(id(finding), Outcome()) for finding in checked.findings]
+        return [(finding, outcomes.get(id(finding), Outcome())) for finding in checked.findings]
 
     def _outcomes(self, checked: Checked) -> Iterator[tuple[Finding, Outcome]]:
-        for finding in checked.findings:
-            if finding.kind in _MANIFEST:
-                yield finding, self._tried(lambda finding=finding: self._rebuilt(checked.folder, finding))  # type: ignore[misc]
+        for finding in [one for one in checked.findings if one.kind in _MANIFEST]:
+            outcome = self._tried(partial(self._rebuilt, checked.folder, finding))
+            if outcome.action is not None:
+                self._look_again(checked, finding)
+            yield finding, outcome
         manifest = checked.manifest
         if manifest is None:
             return
@@ -116,14 +122,8 @@ class Repairer:
                 gone = CodedError(f"artifact {artifact_id} no longer lists part {entry.part_id}", code="part_gone")
                 yield finding, _refused(gone)
             else:
-                yield (
-                    finding,
-                    self._tried(
-                        lambda e=entry, p=part, f=finding: self._part(  # type: ignore[misc]
-                            ends, folder, manifest.recording.id, listing.artifact, p, e, f.version
-                        )
-                    ),
-                )
+                mend = partial(self._part, ends, folder, manifest.recording.id, listing.artifact, part, entry)
+                yield finding, self._tried(partial(mend, finding.version))
 
     def _tried(self, mend: Callable[[], Outcome]) -> Outcome:
         try:
@@ -196,6 +196,12 @@ class Repairer:
             replaces=damaged,
             stop=self._stop,
         )
+
+    def _look_again(self, checked: Checked, rebuilt: Finding) -> None:
+        """Look at a recording in the light of its rebuilt manifest: nobody could tell before what was damaged."""
+        folder = checked.folder
+        for again in look_through(self._opened().store, first=folder, last=folder, unsettled_before=0, stop=self._stop):
+            vars(checked).update(vars(again), findings=[rebuilt, *again.findings])
 
     def _rebuilt(self, folder: str, finding: Finding) -> Outcome:
         """Write a manifest anew, from what the source lists and what is stored."""
