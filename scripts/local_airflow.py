@@ -32,6 +32,7 @@ COMPONENTS: Mapping[str, tuple[str, ...]] = {
     "triggerer": ("triggerer", "--skip-serve-logs"),
 }
 DATABASE = "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
+SWEEP_SCHEDULE = "AIRFLOW_VAR_RECALL_SWEEP_SCHEDULE"
 BUSY_ATTEMPTS = 20
 FINISHED = frozenset({"success", "failed"})
 
@@ -363,6 +364,8 @@ class LocalAirflow:
             "AIRFLOW__LOGGING__LOGGING_LEVEL": log_level,
             "AIRFLOW__LOGGING__COLORED_CONSOLE_LOG": "False",
             "AIRFLOW__SCHEDULER__ENABLE_HEALTH_CHECK": "False",
+            # Whoever starts an Airflow for one meeting doesn't ask for the whole workspace.
+            SWEEP_SCHEDULE: os.environ.get(SWEEP_SCHEDULE, "off"),
             "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
         }
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # JSON Schema's `$` may match before a final newline in Python, hence the look-ahead.
 _ID = r"^([0-9A-Za-z][0-9A-Za-z_-]{0,63})?$(?!\n)"
 _URL = r"^(https://[^\s\x00-\x1f\x7f]+)?$(?!\n)"
-_TIME = r"^([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?(Z|[+-][0-9]{2}:[0-9]{2}))?$(?!\n)"
+TIME = r"^([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?(Z|[+-][0-9]{2}:[0-9]{2}))?$(?!\n)"
 
 
 def archive_meeting_params() -> dict[str, Param]:
@@ -59,7 +59,7 @@ def archive_meeting_params() -> dict[str, Param]:
             None,
             type=["null", "string"],
             format="date-time",
-            pattern=_TIME,
+            pattern=TIME,
             title="Join at",
             description="Only with a meeting URL: when the bot joins, with a time zone, such as 2026-03-04T09:55:00Z.",
         ),

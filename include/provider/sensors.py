@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
+from airflow.sdk.exceptions import AirflowSkipException
 
 from include.errors import CodedError
 from include.provider import awaited, settings
@@ -23,7 +25,11 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
+    from include.recall.models import Recording
     from include.recall.watch import Look
+
+LEFT_OUT_KEY = "left_out"
+"""XCom key under which a run that the filters end says why, and which filters these were."""
 
 AUDIO_WAIT_STARTED_KEY = "audio_wait_started_at"
 
@@ -39,6 +45,9 @@ class RecallRecordingSensor(BaseSensorOperator):
     ``not_configured``, ``media_failed``, ``media_deleted``, ``media_expired``, ``media_missing``, ``media_timeout``,
     ``wait_timeout``. A recording that can't be had doesn't keep the others from being archived: it is passed on with
     its problem, and the task fails only where no recording is left, and none is archived already.
+
+    In a run that the sweep or a webhook started, the deployment's filters (:mod:`include.provider.filters`) may leave
+    the recording out: the task is skipped, and with it the rest of the run.
 
     :param bot_id: the bot whose recordings are waited for (templated).
     :param recording_id: one recording alone; then ``bot_id`` is not needed (templated).
@@ -120,8 +129,36 @@ class RecallRecordingSensor(BaseSensorOperator):
         recordings = event.get("recordings")
         if not isinstance(recordings, list):
             raise CodedError("the trigger came back with an unknown event", code="bad_event", permanent=False)
+        self._leave_unwanted(context)
         self._hand_on(context, event.get("sealed"))
         return self._conclude(recordings)
+
+    def _leave_unwanted(self, context: Context, recording: Recording | None = None) -> None:
+        """End a run that nobody asked for, and whose recording the deployment's filters leave out.
+
+        :param recording: as it was just read, which saves two calls.
+        :raises AirflowSkipException: it is left out.
+        """
+        if self.recording_id is None or not awaited.is_automatic(context):
+            return
+        from include.provider.filters import Filters
+
+        if not (filters := Filters.read()):
+            return
+        from include.recall.errors import RecallNotFoundError
+
+        hook = RecallHook(self.recall_conn_id)
+        if recording is None:
+            recording = hook.get_conn().get_recording(self.recording_id)
+            if recording.bot_id is not None:
+                with suppress(RecallNotFoundError):
+                    recording = recording.of(hook.get_conn().get_bot(recording.bot_id))
+        link = recording.participants_url
+        reason = filters.reason_to_leave_out(recording, lambda: hook.get_media().get_participants(link) if link else ())
+        if reason is not None:
+            context["ti"].xcom_push(key=LEFT_OUT_KEY, value={"reason": reason, "filters": filters.mark})
+            context["ti"].xcom_push(key=STATUS_KEY, value=f"left out by {reason}")
+            raise AirflowSkipException(f"left out by {reason}")
 
     def _wait_in_triggerer(self, started_at: float) -> NoReturn:
         wait_timeout = self._wait_timeout()
@@ -162,6 +199,7 @@ class RecallRecordingSensor(BaseSensorOperator):
             return self._lost(error)
         if seen is None:
             return None
+        self._leave_unwanted(context, seen.recordings[0].source if seen.recordings else None)
         self._hand_on(context, sealed_links(seen))
         return self._conclude([one.to_dict() for one in seen.recordings])
 

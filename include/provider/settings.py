@@ -1,14 +1,16 @@
 """Every setting that a deployment may turn: one table, read when a task runs, each value validated.
 
 A setting is an Airflow Variable, so it can also be given as an environment variable (``AIRFLOW_VAR_RECALL_…``) or by a
-secrets backend. Nothing here is read when a Dag file is parsed.
+secrets backend. Nothing here is read when a Dag file is parsed, save for a schedule, see :meth:`get_for_dag_file`.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -40,6 +42,22 @@ class Setting(Generic[T]):
     parse: Callable[[str], T]
     doc: str
     secret: bool = False
+
+    def get_for_dag_file(self) -> T:
+        """Read the setting while a Dag file is parsed: an environment variable, or the Variable in the Dag processor.
+
+        Only there does it cost a look-up. Every task parses its Dag file too, and so may any tool, without a
+        connection to anything; none of these need what is asked for in this way, such as a schedule.
+
+        :raises BadSettingError: as :meth:`get`; the Dag then shows as an import error.
+        """
+        from airflow.sdk import get_parsing_context
+        from airflow.sdk.execution_time import task_runner
+
+        if f"AIRFLOW_VAR_{self.name.upper()}" in os.environ:
+            return self.get()
+        in_dag_processor = get_parsing_context().dag_id is None and hasattr(task_runner, "SUPERVISOR_COMMS")
+        return self.get() if in_dag_processor else self.default
 
     def get(self) -> T:
         """Read the Variable.
@@ -85,6 +103,47 @@ def _one_of(*choices: str) -> Callable[[str], str]:
         return text
 
     return parse
+
+
+def _schedule(text: str) -> str | timedelta | None:
+    if text == "off":
+        return None
+    if text in ("@hourly", "@daily", "@weekly", "@monthly") or re.fullmatch(
+        r"[-0-9A-Za-z*/,]+( [-0-9A-Za-z*/,#?]+){4}", text
+    ):
+        return text
+    if not text.isdecimal():
+        raise ValueError("neither off, a cron expression of five fields, nor a number of seconds")
+    if not 60 <= int(text) <= 31 * 86400:
+        raise ValueError("must be between 60 seconds and 31 days")
+    return timedelta(seconds=int(text))
+
+
+def _patterns(text: str) -> tuple[str, ...]:
+    if not text.startswith("["):
+        return tuple(one.strip() for one in text.split(",") if one.strip())
+    try:
+        found = json.loads(text)
+    except ValueError:
+        raise ValueError("not JSON") from None
+    if not all(isinstance(one, str) and one.strip() for one in found):
+        raise ValueError("must be a list of texts")
+    return tuple(one.strip() for one in found)
+
+
+def _metadata(text: str) -> dict[str, tuple[str, ...]]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        raise ValueError("not JSON") from None
+    if not isinstance(found, dict):
+        raise ValueError('must be a JSON object such as {"team": ["sales", "support"]}')
+    wanted = {name: [value] if isinstance(value, str) else value for name, value in found.items()}
+    if not all(
+        isinstance(each, list) and each and all(isinstance(one, str) for one in each) for each in wanted.values()
+    ):
+        raise ValueError("each value must be a text or a list of texts")
+    return {name: tuple(each) for name, each in wanted.items()}
 
 
 def _yes_or_no(text: str) -> bool:
@@ -204,6 +263,86 @@ DELETE_NEEDS_APPROVAL: Setting[bool] = Setting(
     _yes_or_no,
     "Whether a person has to agree before anything is deleted at Recall.",
 )
+SWEEP_SCHEDULE: Setting[str | timedelta | None] = Setting(
+    "recall_sweep_schedule",
+    "0 * * * *",
+    _schedule,
+    "When sweep_recordings runs: a cron expression (UTC), a number of seconds, or off.",
+)
+SWEEP_OVERLAP_HOURS: Setting[float] = Setting(
+    "recall_sweep_overlap_hours",
+    36.0,
+    _number(1, 24 * 31),
+    "How far a sweep looks back before the last one; longer than the longest meeting and what follows it.",
+)
+SWEEP_FIRST_DAYS: Setting[float] = Setting(
+    "recall_sweep_first_days",
+    30.0,
+    _number(0.01, 3650),
+    "How many days the very first sweep looks back.",
+)
+SWEEP_MAX_STARTS: Setting[int] = Setting(
+    "recall_sweep_max_starts",
+    200,
+    _whole_number(1, 10_000),
+    "How many runs one sweep starts at most; the rest is started by the next ones.",
+)
+EXPIRY_ALERT_HOURS: Setting[float] = Setting(
+    "recall_expiry_alert_hours",
+    24.0,
+    _number(0, 24 * 365),
+    "How long before Recall deletes a recording that is not archived a message is sent.",
+)
+ONLY_METADATA: Setting[dict[str, tuple[str, ...]]] = Setting(
+    "recall_only_metadata",
+    {},
+    _metadata,
+    'Archive only what carries all of this metadata: {"name": "value"} or {"name": ["one", "other"]}; * is a wildcard.',
+)
+SKIP_METADATA: Setting[dict[str, tuple[str, ...]]] = Setting(
+    "recall_skip_metadata",
+    {},
+    _metadata,
+    "Leave out what carries any of this metadata; the form is that of recall_only_metadata.",
+)
+CONSENT_METADATA: Setting[str] = Setting(
+    "recall_consent_metadata",
+    "",
+    str,
+    "Name of the metadata that must be true, yes or 1 for a recording to be archived.",
+)
+PLATFORMS: Setting[tuple[str, ...]] = Setting(
+    "recall_platforms",
+    (),
+    _patterns,
+    "Archive only meetings of these platforms, in Recall's words, such as zoom, microsoft_teams.",
+)
+MIN_MINUTES: Setting[float] = Setting(
+    "recall_min_minutes",
+    0.0,
+    _number(0, 24 * 60),
+    "Leave out recordings that are shorter than so many minutes.",
+)
+SKIP_TITLES: Setting[tuple[str, ...]] = Setting(
+    "recall_skip_titles",
+    (),
+    _patterns,
+    'Leave out meetings with such a title: a JSON list of patterns, such as ["*interview*"]; case is ignored.',
+)
+ONLY_PARTICIPANTS: Setting[tuple[str, ...]] = Setting(
+    "recall_only_participants",
+    (),
+    _patterns,
+    "Archive only meetings in which everyone is on this list: patterns of e-mail addresses, names or ids.",
+    secret=True,
+)
+SKIP_PARTICIPANTS: Setting[tuple[str, ...]] = Setting(
+    "recall_skip_participants",
+    (),
+    _patterns,
+    "Leave out meetings in which anyone is on this list: patterns of e-mail addresses, names or ids.",
+    secret=True,
+)
 
 SETTINGS: tuple[Setting[Any], ...] = (
     ARCHIVE_URI,
@@ -220,5 +359,18 @@ SETTINGS: tuple[Setting[Any], ...] = (
     DELETE_AT_SOURCE,
     DELETE_AFTER_HOURS,
     DELETE_NEEDS_APPROVAL,
+    SWEEP_SCHEDULE,
+    SWEEP_OVERLAP_HOURS,
+    SWEEP_FIRST_DAYS,
+    SWEEP_MAX_STARTS,
+    EXPIRY_ALERT_HOURS,
+    ONLY_METADATA,
+    SKIP_METADATA,
+    CONSENT_METADATA,
+    PLATFORMS,
+    MIN_MINUTES,
+    SKIP_TITLES,
+    ONLY_PARTICIPANTS,
+    SKIP_PARTICIPANTS,
 )
 """All settings, in the order of the table in the README (which a test compares with this)."""

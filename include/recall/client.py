@@ -255,13 +255,17 @@ class RecallClient:
         artifacts = (AudioArtifact.parse(entry, path) for entry, path in self._walk("audio_separate/", params))
         return [artifact for artifact in artifacts if artifact.recording_id == recording_id]
 
-    def list_all_audio_separate(self, created_at_after: datetime) -> dict[str, list[AudioArtifact]]:
-        """List the workspace's separate audio, all pages, by recording.
+    def list_all_audio_separate(
+        self, created_at_after: datetime, created_at_before: datetime | None = None
+    ) -> dict[str, list[AudioArtifact]]:
+        """List the workspace's separate audio, all pages, by recording; a walk that can't be finished raises.
 
         :param created_at_after: only artifacts that began after it (which is not when they finished).
+        :param created_at_before: only artifacts that began before it.
         """
         found: dict[str, list[AudioArtifact]] = {}
-        for entry, path in self._walk("audio_separate/", {"created_at_after": _moment(created_at_after)}):
+        params = {"created_at_after": _moment(created_at_after), "created_at_before": _moment(created_at_before)}
+        for entry, path in self._walk("audio_separate/", params):
             artifact = AudioArtifact.parse(entry, path)
             found.setdefault(artifact.recording_id, []).append(artifact)
         return found

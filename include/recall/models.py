@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, NoReturn, SupportsIndex
 from urllib.parse import urlsplit
@@ -107,6 +107,7 @@ class Recording:
     :param status: ``processing``, ``paused``, ``done``, ``failed``, ``deleted`` or newer; ``unknown`` where it is null.
     :param bot_id: ``None`` where nothing says who recorded.
     :param expires_at: when Recall deletes it; ``None`` if never.
+    :param bot_metadata: the metadata of that bot.
     :param platform: known only for a recording that came with its bot.
     :param participants_url: link to the list of everyone who was there.
     """
@@ -123,6 +124,7 @@ class Recording:
     title: str | None
     platform: str | None
     participants_url: SignedLink | None
+    bot_metadata: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
     def is_settled(self) -> bool:
@@ -130,13 +132,10 @@ class Recording:
         return self.status in RECORDING_SETTLED
 
     @classmethod
-    def parse(
-        cls, data: object, path: str = "", *, bot_id: str | None = None, platform: str | None = None
-    ) -> Recording:
+    def parse(cls, data: object, path: str = "", *, bot_id: str | None = None) -> Recording:
         """Read a recording.
 
-        :param bot_id: the bot that embeds it, which the embedded form doesn't name.
-        :param platform: the platform of that bot's meeting.
+        :param bot_id: the bot that it was asked for by, where the answer doesn't name it.
         :raises RecallSchemaError: it has no id, no status or no ``created_at``.
         """
         fields = _object(data, path)
@@ -153,9 +152,14 @@ class Recording:
             bot_id=_optional_text(_dig(fields, "bot", "id")) or bot_id,
             metadata=_metadata(fields),
             title=_optional_text(_dig(fields, "media_shortcuts", "meeting_metadata", "data", "title")),
-            platform=platform,
+            platform=None,
             participants_url=SignedLink(link) if isinstance(link, str) and link else None,
+            bot_metadata=_metadata(bot if isinstance(bot := fields.get("bot"), dict) else {}),
         )
+
+    def of(self, bot: Bot) -> Recording:
+        """Return the recording with what only its bot knows."""
+        return replace(self, bot_id=bot.id, platform=bot.platform, bot_metadata=bot.metadata)
 
 
 @dataclass(frozen=True)
@@ -224,10 +228,7 @@ class Bot:
             metadata=_metadata(fields),
             recording_config=config if isinstance(config := fields.get("recording_config"), dict) else None,
         )
-        recordings = tuple(
-            Recording.parse(one, where, bot_id=bot.id, platform=bot.platform)
-            for one, where in _entries(fields, "recordings", path)
-        )
+        recordings = tuple(Recording.parse(one, where).of(bot) for one, where in _entries(fields, "recordings", path))
         return cls(**{**bot.__dict__, "recordings": recordings})
 
 

@@ -53,6 +53,7 @@ class WatchedRecording:
     :param waiting_for: what it still lacks, ``None`` once nothing.
     :param problem: ``{"code", "message"}`` if its audio can't be had, ``None`` if it can.
     :param artifacts: its artifacts, where these are certainly all that it will ever have; else empty.
+    :param source: the recording as it was read, with what its bot knows where that was read too.
     """
 
     recording_id: str
@@ -61,6 +62,7 @@ class WatchedRecording:
     waiting_for: str | None = None
     problem: dict[str, str] | None = None
     artifacts: tuple[AudioArtifact, ...] = ()
+    source: Recording | None = None
 
     @property
     def is_ready(self) -> bool:
@@ -149,7 +151,8 @@ def _look_at_recording(client: Source, recording_id: str) -> Look:
     if recording.is_settled and recording.bot_id is not None:
         # Only the bot knows what audio was asked for, and so whether what is listed is all.
         try:
-            forms = client.get_bot(recording.bot_id).audio_forms
+            bot = client.get_bot(recording.bot_id)
+            recording, forms = recording.of(bot), bot.audio_forms
         except RecallNotFoundError:
             forms = None
     watched = _assess(client, recording, recording.bot_id, forms)
@@ -181,7 +184,9 @@ def _judge(
 
 
 def _watched(recording: Recording, waiting_for: str | None, bot_id: str | None) -> WatchedRecording:
-    return WatchedRecording(recording.id, recording.created_at.isoformat(), recording.bot_id or bot_id, waiting_for)
+    return WatchedRecording(
+        recording.id, recording.created_at.isoformat(), recording.bot_id or bot_id, waiting_for, source=recording
+    )
 
 
 def _stage_of(recordings: tuple[WatchedRecording, ...]) -> str:

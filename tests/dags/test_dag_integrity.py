@@ -31,6 +31,7 @@ print(json.dumps({
             "tags": sorted(dag.tags),
             "doc": dag.doc_md,
             "catchup": dag.catchup,
+            "timetable": str(getattr(dag.timetable, "expression", None)),
             "paused": dag.is_paused_upon_creation,
             "retries": {task.task_id: task.retries for task in dag.tasks},
             "params": {name: dag.params.get_param(name).dump() for name in dag.params},
@@ -63,7 +64,9 @@ def bag(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 def test_no_import_errors(bag: dict) -> None:
     assert bag["errors"] == {}
-    assert {"archive_meeting", "delete_at_source", "example_on_recording_archived"} <= set(bag["dags"])
+    assert {"archive_meeting", "delete_at_source", "example_on_recording_archived", "sweep_recordings"} <= set(
+        bag["dags"]
+    )
 
 
 def test_house_rules(bag: dict) -> None:
@@ -86,6 +89,13 @@ def test_archive_meeting_reads_like_its_sentence(bag: dict) -> None:
     assert dag["mapped"] == ["archive_participant", "settle"]
     assert dag["rules"]["settle"] == "all_done"
     assert dag["rules"]["wait_for_recordings"] == "none_failed"
+
+
+def test_the_sweep_runs_by_itself_every_hour(bag: dict) -> None:
+    dag = bag["dags"]["sweep_recordings"]
+    assert dag["paused"] is False
+    assert dag["edges"] == [["find_recordings", "start_archiving"]]
+    assert dag["timetable"] == "0 * * * *"
 
 
 def test_what_removes_something_is_off_until_somebody_switches_it_on(bag: dict) -> None:

@@ -103,7 +103,8 @@ def test_bot() -> None:
     assert bot.platform == "microsoft_teams"
     assert bot.metadata == {"org": "acme"}
     (recording,) = bot.recordings
-    assert recording == replace(Recording.parse(RECORDING), bot_id="bot-1", platform="microsoft_teams")
+    bot_facts = {"bot_id": "bot-1", "platform": "microsoft_teams", "bot_metadata": {"org": "acme"}}
+    assert recording == replace(Recording.parse(RECORDING), **bot_facts)
 
 
 def test_recording() -> None:
