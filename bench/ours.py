@@ -19,14 +19,15 @@ def main() -> None:
     with open(sys.argv[1], encoding="utf-8") as file:
         work = json.load(file)
     logging.basicConfig(level=logging.ERROR)
-    import boto3
     from botocore.config import Config
+    from botocore.session import get_session
 
     from include.archive.stores.s3 import S3Store
     from include.recall.media import MediaClient
 
-    # As the amazon provider's connection makes it: no settings of ours.
-    client = boto3.client(
+    # With the settings that the amazon provider's connection has, but without boto3, which only adds to botocore's
+    # client what the engine does not use.
+    client = get_session().create_client(
         "s3", endpoint_url=work["endpoint"], verify=work["ca"], config=Config(max_pool_connections=work["workers"])
     )
     store = S3Store(bucket=work["bucket"], prefix="", client=client)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from datetime import datetime
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import boto3
 import pytest
-from botocore.awsrequest import AWSResponse
+from botocore.awsrequest import AWSRequest, AWSResponse
 from botocore.config import Config
 
 from include.archive import errors
 from include.archive.copy import Stop
 from include.archive.stores import s3 as s3_module
 from include.archive.stores.s3 import S3Store
-from include.archive.stores.s3_wire import Wire
+from include.archive.stores.s3_wire import Body, Wire
 from tests.include.archive.conftest import BUCKET, make_client
 from tests.include.archive.support import STEM, Archive, FakeSource, audio, run, samples, sha256
 from tests.strict_s3.process import Process
@@ -59,6 +60,40 @@ def test_requests_go_where_boto3_sends_its_own(bucket: str, options: dict[str, A
     wire._transmit = answer  # type: ignore[method-assign]
     wire.head("recordings/dt=2026-03-04/ä b.ogg")
     assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("token", [None, "a/token+with=signs"])
+@pytest.mark.parametrize("endpoint", [None, "http://127.0.0.1:9000", "https://s3.example:443/base/"])
+@pytest.mark.parametrize("query", [{}, {"uploadId": "a b~c/d+e=&_-", "partNumber": "7"}])
+def test_signatures_are_those_that_botocore_makes(
+    monkeypatch: pytest.MonkeyPatch, token: str | None, endpoint: str | None, query: dict[str, str]
+) -> None:
+    keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "aws_session_token": token}
+    client: Any = boto3.client("s3", region_name="eu-central-1", endpoint_url=endpoint, **keys)
+    seen: list[Any] = []
+
+    def answer(request: Any, **_: Any) -> AWSResponse:
+        seen.append(request)
+        return AWSResponse(request.url, 200, {"ETag": "x"}, SimpleNamespace(stream=lambda: []))
+
+    client.meta.events.register("before-send.s3", answer)
+    headers = {"Content-Type": "audio/ogg", "If-None-Match": "*", "x-amz-meta-note": " two  words "}
+    wire = Wire(client, "archive")
+    wire.put("dt=2026-03-04/ä b~.ogg", b"abc", headers)
+    wire.put_stream("dt=2026-03-04/ä b~.ogg", Body(iter([memoryview(b"abc")]), 3), headers, query)
+    assert len(seen) == 2
+    for request, trailer in zip(seen, ({}, {"checksum": {"request_algorithm": {"in": "trailer"}}}), strict=True):
+        moment = datetime.strptime(request.headers["X-Amz-Date"], "%Y%m%dT%H%M%SZ")  # noqa: DTZ007
+        monkeypatch.setattr("botocore.auth.get_current_datetime", lambda moment=moment: moment)
+        ours = {"Authorization", "X-Amz-Date", "X-Amz-Content-SHA256", "X-Amz-Security-Token", "Content-Length", "Host"}
+        again = AWSRequest(
+            method="PUT",
+            url=request.url,
+            headers={name: value for name, value in request.headers.items() if name not in ours},
+        )
+        again.context.update(trailer, client_config=SimpleNamespace(s3={"payload_signing_enabled": False}))
+        client._request_signer.get_auth_instance("s3", "eu-central-1", "s3v4").add_auth(again)
+        assert request.headers["Authorization"] == again.headers["Authorization"]
 
 
 @pytest.mark.parametrize("size", [WHOLE, PARTS])
