@@ -35,10 +35,11 @@ chaos: setup ## kill, cut and starve hundreds of runs and judge what they leave 
 	@$(if $(SEED),true,$(MAKE) -s kills)
 	@$(PY) -m tests.chaos.airflow_campaign --schedules 60
 
-kills: setup ## kill 100 runs at random moments and one around every storage call, race 100 pairs of writers
+kills: setup ## kill runs at random moments, archiving and deleting ones around every call, and race writers
 	@$(PY) -m tests.chaos.campaign --only "E01 SIGKILL at any moment" --schedules 100
 	@$(PY) -m tests.chaos.campaign --only D09 --schedules 100
 	@$(PY) -m tests.chaos.storage_calls
+	@$(PY) -m tests.chaos.deletions
 
 bench: setup ## measure the engine beside its peers and write docs/performance.md (ARGS=--quick for a look)
 	@.venv/bin/uv venv -q --allow-existing --python $(PY) .venv-bench

@@ -32,6 +32,9 @@ MANIFEST_VERSION = 1
 
 MANIFEST_MEDIA_TYPE = "application/json"
 
+PURGED = "purged"
+"""Code of a missing part that was removed on purpose, because its participant wanted that."""
+
 _SCHEMA = Path(__file__).with_name("manifest.v1.schema.json")
 
 
@@ -246,6 +249,12 @@ class Manifest:
     def says_the_same(self, other: Manifest) -> bool:
         """Tell whether two manifests list the same recording, objects and gaps, whatever was noted around them."""
         return self._substance() == other._substance()
+
+    @property
+    def purged(self) -> frozenset[int]:
+        """The participants whose audio was removed on purpose; nothing of theirs is ever fetched again."""
+        ids = (one.participant_id for one in self.missing if one.error_code == PURGED)
+        return frozenset(one for one in ids if one is not None)
 
     def _substance(self) -> tuple[object, ...]:
         return (

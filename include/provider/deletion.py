@@ -37,9 +37,6 @@ AUDIO, RECORDING = "audio_separate", "recording"
 RECEIPTS = "receipts/deleted"
 """Folder of the receipts in the archive, and of the proofs, each recording's in a folder of its own."""
 
-PURGED = "purged"
-"""Code in a manifest of a part that was removed on request."""
-
 MOST_AT_ONCE = 500
 """How many recordings one run takes on; the rest is for the next one."""
 
@@ -137,7 +134,7 @@ def find(
         if reason is None and len(candidates) == MOST_AT_ONCE:
             reason = "next time"
         manifest = manifests.load(ends.store, folder) if reason is None else None
-        if manifest is not None and not all(one.error_code == PURGED for one in manifest.missing):
+        if manifest is not None and not all(one.error_code == manifests.PURGED for one in manifest.missing):
             reason = "archived with gaps"
         if reason is not None or manifest is None:
             left_out.setdefault(reason or "not settled", []).append(recording.id)
@@ -217,7 +214,7 @@ def _manifest(store: Store, recording_id: str, folder: str) -> tuple[manifests.M
     manifest = manifests.Manifest.from_bytes(data)
     if manifest.recording.id != recording_id:
         raise _refused(recording_id, "not_settled", f"the manifest in {folder} is of another recording")
-    lost = [one for one in manifest.missing if one.error_code != PURGED]
+    lost = [one for one in manifest.missing if one.error_code != manifests.PURGED]
     if lost:
         raise _refused(recording_id, "archived_with_gaps", f"{len(lost)} of its parts are not in the archive")
     return manifest, hashlib.sha256(data).hexdigest()
@@ -287,10 +284,9 @@ def _match(ends: Ends, recording_id: str, manifest: manifests.Manifest) -> tuple
 
 def _match_parts(ends: Ends, recording_id: str, artifact: AudioArtifact, manifest: manifests.Manifest) -> None:
     """Find each part of an artifact in the manifest, each entry once, and none left over."""
-    purged = {one.participant_id for one in manifest.missing}
     entries = {part.part_id: part for part in manifest.parts if part.artifact_id == artifact.id}
     for part in list_parts(ends.client, ends.media, artifact.id).parts:
-        if part.participant.id in purged:
+        if part.participant.id in manifest.purged:
             continue
         entry = entries.pop(part.id, None) or _reissued(entries, part)
         if entry is None or _moment_of(entry) != (part.participant.id, part.start_relative, part.duration):

@@ -84,6 +84,32 @@ def delete_at_source_params() -> dict[str, Param]:
     }
 
 
+def purge_participant_params() -> dict[str, Param]:
+    """Return the params of ``purge_participant``."""
+    return {
+        "email": Param(
+            None, type=["null", "string"], maxLength=320, title="E-mail address", description="Of the person."
+        ),
+        "name": Param(
+            None, type=["null", "string"], maxLength=500, title="Exact name", description="As in the meetings."
+        ),
+        "recording_id": Param(
+            None, type=["null", "string"], pattern=_ID, title="Recording id", description="With the participant id."
+        ),
+        "participant_id": Param(
+            None, type=["null", "integer"], title="Participant id", description="Of that recording."
+        ),
+        **_range("the archive's first", "the archive's last"),
+        "plan": Param(True, type="boolean", title="Plan only", description="List what would be removed, and stop."),
+        "at_source": Param(
+            False,
+            type="boolean",
+            title="At Recall too",
+            description="Delete these recordings' separate audio at Recall as well: as a whole, everyone's.",
+        ),
+    }
+
+
 def _range(first: str, last: str) -> dict[str, Param]:
     return {
         name: Param(

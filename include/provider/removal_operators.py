@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
+    from include.provider.purge import Request
+
 LOOK_BACK = timedelta(days=31)
 """How far back a daily run looks, unless it is told; older recordings are found by a run with dates."""
 
@@ -184,6 +186,153 @@ class RecallDeleteAtSourceOperator(BaseOperator):
             deleted = delete_at_source(ends, recording_id, folder, scope=scope, approved_by=approver(self.approval))
             self.log.info("Recording %s is deleted at Recall (%s): %s", recording_id, scope, deleted.receipt_uri)
             return asdict(deleted)
+
+
+class RecallFindPersonOperator(BaseOperator):
+    """Find one person's audio in the archive, for :class:`RecallPurgeOperator`.
+
+    Whom it is about stands in the run's params ``email``, ``name``, or ``recording_id`` with ``participant_id``, with
+    ``created_from`` and ``created_until``. They are read here and handed to nobody, since they are personal data.
+
+    :param aws_conn_id: connection for an ``s3://`` archive.
+    :return: matches, see :class:`include.provider.purge.Match`. Under the key ``about``: ``plan``, ``summary``.
+    """
+
+    ui_color = "#e8f0fe"
+
+    def __init__(self, *, aws_conn_id: str = "aws_default", **kwargs: Any) -> None:
+        kwargs.setdefault("retry_policy", RecallRetryPolicy())
+        super().__init__(**kwargs)
+        self.aws_conn_id = aws_conn_id
+
+    def execute(self, context: Context) -> list[dict[str, Any]]:
+        """Look; change nothing."""
+        from dataclasses import asdict
+
+        from include.provider.hook import get_store
+        from include.provider.purge import find, summary
+
+        with error_reported(context):
+            params = context["params"]
+            first, last = days(params.get("created_from") or "", params.get("created_until") or "")
+            matches, unsettled = find(get_store(self.aws_conn_id), request_of(params), first, last)
+            for one in matches:
+                self.log.info(
+                    "Recording %s: participants %s, %d parts", one.recording_id, one.participant_ids, one.parts
+                )
+            found = [asdict(one) for one in matches]
+            text = summary(found, len(unsettled), at_source=bool(params.get("at_source")))
+            context["ti"].xcom_push(key="about", value={"plan": bool(params.get("plan")), "summary": text})
+            return found
+
+
+class RecallPurgeOperator(BaseOperator):
+    """Remove participants of one recording from the archive; see :mod:`include.provider.purge`.
+
+    :param match: one of those that :class:`RecallFindPersonOperator` found (templated).
+    :param approval: what the approving task returned; without, nothing is removed (templated).
+    :param at_source: delete the recording's separate audio at Recall too, everyone's (templated).
+    :param recall_conn_id: Airflow connection of type ``recall``.
+    :param aws_conn_id: connection for an ``s3://`` archive.
+    :return: the fields of :class:`include.provider.purge.Purged`.
+    """
+
+    template_fields: Sequence[str] = ("match", "approval", "at_source")
+    operator_extra_links = (ArchiveFolderLink(),)
+    ui_color = "#fce8e6"
+
+    def __init__(
+        self,
+        *,
+        match: Mapping[str, Any],
+        approval: Any,
+        at_source: str | bool = False,
+        recall_conn_id: str = RecallHook.default_conn_name,
+        aws_conn_id: str = "aws_default",
+        **kwargs: Any,
+    ) -> None:
+        kwargs.setdefault("retry_policy", RecallRetryPolicy())
+        super().__init__(**kwargs)
+        self.match = match
+        self.approval = approval
+        self.at_source = at_source
+        self.recall_conn_id = recall_conn_id
+        self.aws_conn_id = aws_conn_id
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Rewrite the manifest, then remove the objects, then what is at the source."""
+        from dataclasses import asdict
+
+        from include.provider.purge import Purged, purge, purge_at_source
+
+        with error_reported(context):
+            ends = open_ends(self.recall_conn_id, self.aws_conn_id)
+            self.recording = self.match  # what a message about a failure is about
+            recording_id, folder, whom = (self.match[name] for name in ("recording_id", "folder", "participant_ids"))
+            show_label(context, recording_id)
+            self.folder_url = folder_url(ends.store, folder)
+            if (approved_by := approver(self.approval)) is None:
+                raise CodedError(
+                    f"nothing of recording {recording_id} is removed: nobody has agreed", code="not_approved"
+                )
+            objects = purge(ends.store, recording_id, folder, whom)
+            gone = []
+            if is_true(self.at_source):
+                gone = purge_at_source(ends, recording_id, folder, approved_by=approved_by)
+            self.log.info("Recording %s: participants %s removed, %d objects", recording_id, whom, objects)
+            return asdict(Purged(recording_id, list(whom), objects, gone))
+
+
+class RecallPurgeReceiptOperator(BaseOperator):
+    """Write the receipt of a purge into the archive, without personal data.
+
+    :param purged: what the mapped tasks returned (templated).
+    :param approval: what the approving task returned (templated).
+    :param aws_conn_id: connection for an ``s3://`` archive.
+    :return: the receipt's address.
+    """
+
+    template_fields: Sequence[str] = ("purged", "approval")
+    ui_color = "#fef7e0"
+
+    def __init__(self, *, purged: Any, approval: Any, aws_conn_id: str = "aws_default", **kwargs: Any) -> None:
+        kwargs.setdefault("retry_policy", RecallRetryPolicy())
+        super().__init__(**kwargs)
+        self.purged = purged
+        self.approval = approval
+        self.aws_conn_id = aws_conn_id
+
+    def execute(self, context: Context) -> str:
+        """Write it once, however often the task is tried."""
+        from include.provider.hook import get_store
+        from include.provider.purge import write_receipt
+
+        with error_reported(context):
+            uri = write_receipt(
+                get_store(self.aws_conn_id),
+                request_of(context["params"]),
+                list(self.purged),
+                run_id=str(context["ti"].run_id),
+                approved_by=approver(self.approval),
+            )
+            self.log.info("The receipt is %s", uri)
+            return uri
+
+
+def request_of(params: Mapping[str, Any]) -> Request:
+    """Return whom a run's params are about.
+
+    :raises BadParamsError: not exactly one of an e-mail address, a name, and a participant of a recording.
+    """
+    from include.provider.purge import Request
+
+    recording_id, participant_id = given(params.get("recording_id")), params.get("participant_id")
+    email, name = given(params.get("email")), given(params.get("name"))
+    if (recording_id is None) != (participant_id is None):
+        raise BadParamsError("recording_id and participant_id go together")
+    if sum(one is not None for one in (email, name, recording_id)) != 1:
+        raise BadParamsError("exactly one of email, name, and recording_id with participant_id must be given")
+    return Request(email, name, recording_id, participant_id)
 
 
 def approver(approval: Any) -> str | None:

@@ -168,6 +168,7 @@ def archive(
     """
     manifest = manifests.load(ends.store, batch.folder)
     proven = {(part.artifact_id, part.part_id): part.sha256 for part in manifest.parts} if manifest else {}
+    wanted = set(batch.participant_ids) - (manifest.purged if manifest else frozenset())
     failures: list[tuple[str, str | None, CodedError]] = []
     todo: list[tuple[AudioArtifact, AudioPart]] = []
     for artifact_id in batch.artifact_ids:
@@ -177,7 +178,7 @@ def archive(
             failures.append((artifact_id, None, error))
             continue
         show(label(listing.parts, batch.participant_ids))
-        todo += [(listing.artifact, part) for part in listing.parts if part.participant.id in batch.participant_ids]
+        todo += [(listing.artifact, part) for part in listing.parts if part.participant.id in wanted]
     pcm = PcmFormat.parse(batch.pcm)
     folders = [f"{batch.folder}/{participant_folder(one)}" for one in batch.participant_ids]
     shelf = survey(ends.store, folders, tidy=True)
@@ -306,10 +307,15 @@ def settle(
     stored = {(one["artifact_id"], one["part_id"]): StoredPart.from_dict(one["stored"]) for one in receipts}
     shelf = cache(partial(survey, ends.store, [folder]))
     people = _everyone(ends.media, recording)
+    earlier = manifests.load(ends.store, folder)
+    purged = earlier.purged if earlier else frozenset()
+    lost += [one for one in earlier.missing if one.error_code == manifests.PURGED] if earlier else []
     entries: list[manifests.PartEntry] = []
     for artifact in usable:
         for part in list_parts(ends.client, ends.media, artifact.id, artifact=artifact).parts:
             people.append(part.participant)
+            if part.participant.id in purged:
+                continue
             try:
                 receipt = stored.get((artifact.id, part.id)) or _find(
                     ends.store, folder, recording_id, artifact, part, shelf()
@@ -324,7 +330,7 @@ def settle(
                 owed.append({"artifact_id": artifact.id, "part_id": part.id, "code": code})
     manifest = manifests.Manifest.build(
         recording=_facts(recording, ends.client.region),
-        participants=[_person(one) for one in people],
+        participants=[_person(one) for one in people if one.id not in purged],
         parts=entries,
         missing=lost,
         outcome_reason=_reason(entries, lost),

@@ -64,9 +64,14 @@ def bag(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 def test_no_import_errors(bag: dict) -> None:
     assert bag["errors"] == {}
-    assert {"archive_meeting", "delete_at_source", "example_on_recording_archived", "sweep_recordings"} <= set(
-        bag["dags"]
-    )
+    ours = {
+        "archive_meeting",
+        "delete_at_source",
+        "example_on_recording_archived",
+        "purge_participant",
+        "sweep_recordings",
+    }
+    assert ours <= set(bag["dags"])
 
 
 def test_house_rules(bag: dict) -> None:
@@ -99,11 +104,15 @@ def test_the_sweep_runs_by_itself_every_hour(bag: dict) -> None:
 
 
 def test_what_removes_something_is_off_until_somebody_switches_it_on(bag: dict) -> None:
-    dag = bag["dags"]["delete_at_source"]
-    assert dag["paused"] is True
-    assert ["find_proven_recordings", "approve"] in dag["edges"]
-    assert ["approve", "delete"] in dag["edges"]
-    assert set(dag["rules"].values()) == {"all_success"}
+    for dag_id, steps in {
+        "delete_at_source": ["find_proven_recordings", "approve", "delete"],
+        "purge_participant": ["find_person", "approve", "purge", "write_receipt"],
+    }.items():
+        dag = bag["dags"][dag_id]
+        assert dag["paused"] is True
+        assert all(list(edge) in dag["edges"] for edge in zip(steps, steps[1:], strict=False))
+        assert set(dag["rules"].values()) == {"all_success"}
+    assert bag["dags"]["purge_participant"]["params"]["plan"]["value"] is True
 
 
 BAD = {

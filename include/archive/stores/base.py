@@ -208,6 +208,13 @@ class Store(Protocol):
         """Store a small object in one step; False when the key is taken."""
         ...
 
+    def delete(self, info: ObjectInfo) -> None:
+        """Remove an object that is still the version that ``info`` describes.
+
+        :raises AlreadyExistsError: when another version is there by now.
+        """
+        ...
+
     def abort_stale(self, stem: str) -> int:
         """Remove unfinished objects that earlier tries left for keys ``<stem>.<extension>``.
 

@@ -156,6 +156,24 @@ class LocalStore:
             return False
         return True
 
+    def delete(self, info: ObjectInfo) -> None:
+        """See :meth:`include.archive.stores.base.Store.delete`."""
+        folder, _, name = checked_key(info.key).rpartition("/")
+        with _errors(info.key):
+            try:
+                folder_fd = self._open_folder(folder)
+            except FileNotFoundError:
+                return
+            try:
+                if _version(os.stat(name, dir_fd=folder_fd, follow_symlinks=False)) != info.etag:
+                    raise AlreadyExistsError(f"{info.key}: another file is there than the one that was to be removed")
+                os.unlink(name, dir_fd=folder_fd)
+                os.fsync(folder_fd)
+            except FileNotFoundError:
+                return
+            finally:
+                os.close(folder_fd)
+
     def abort_stale(self, stem: str) -> int:
         """See :meth:`include.archive.stores.base.Store.abort_stale`."""
         folder, _, name = checked_key(stem).rpartition("/")

@@ -499,8 +499,8 @@ class S3Store:
         return True
 
     def delete(self, info: ObjectInfo) -> None:
-        """Remove an object that is still the version that ``info`` describes."""
-        with self._errors("DeleteObject", info.key):
+        """See :meth:`include.archive.stores.base.Store.delete`."""
+        with suppress(ObjectMissingError), self._errors("DeleteObject", info.key):
             self._client.delete_object(**self._place(info.key), IfMatch=info.etag or "*")
 
     def abort_upload(self, key: str, upload_id: str) -> bool:
