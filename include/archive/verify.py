@@ -26,7 +26,7 @@ from include.archive.errors import (
     StoppedError,
     StorageError,
 )
-from include.archive.layout import MANIFEST_NAME, is_key, is_recording_folder, recording_folder
+from include.archive.layout import MANIFEST_NAME, is_key, is_recording_folder, recording_folder, safe_id
 from include.archive.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ MOST_UNREADABLE = 100
 
 LARGEST_MANIFEST = 256 * 1024 * 1024
 
-REPORTS, RECEIPTS = "reports", "receipts"
-"""What lies beside the recordings, and belongs there."""
+BESIDE = frozenset({"reports", "receipts", "lost"})
+"""The folders that lie beside those of the days, and belong there."""
 
 ALWAYS_READ = "sha256"
 BY_STORE = "store-checksum"
@@ -167,12 +167,21 @@ def days(store: Store, first: str = "", last: str = "dt=9999") -> list[str]:
     return [day for day in store.folders() if first <= day <= last and day.startswith("dt=")]
 
 
+def find_folder(store: Store, recording_id: str) -> str | None:
+    """Find a recording's folder, settled or not, newest day first; costs one request for each day of the archive."""
+    for day in reversed(days(store)):
+        folder = f"{day}/recording={safe_id(recording_id)}"
+        if next(iter(store.list(f"{folder}/")), None) is not None:
+            return folder
+    return None
+
+
 def stray(store: Store) -> Iterator[Finding]:
     """Yield what lies beside the days and belongs to nothing."""
     for info in store.loose():
         yield Finding(kind="extra", key=info.key, detail="in no recording's folder", version=info)
     for folder in store.folders():
-        if not folder.startswith("dt=") and folder not in (REPORTS, RECEIPTS):
+        if not folder.startswith("dt=") and folder not in BESIDE:
             yield Finding(kind="extra", key=f"{folder}/", detail="no folder of this archive")
 
 
@@ -267,12 +276,7 @@ class _Look:
                 elif proof is not None:
                     checked.proofs[proof] += 1
             known = {f"{self._folder}/{name}" for name in (MANIFEST_NAME, *(part.key for part in manifest.parts))}
-            receipts = f"{self._folder}/{RECEIPTS}/"
-            checked.findings += [
-                _extra(one, "not in the manifest")
-                for one in self._listed
-                if one.key not in known and not one.key.startswith(receipts)
-            ]
+            checked.findings += [_extra(one, "not in the manifest") for one in self._listed if one.key not in known]
         return checked, (info.etag, info.modified)
 
     def _without_manifest(self, checked: Checked) -> None:

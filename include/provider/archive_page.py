@@ -1,4 +1,4 @@
-"""The archive in a browser: one page for each recording, and its objects, to listen to or to download.
+"""The archive in a browser: a page for each recording, with its objects to listen to, and one for each verification.
 
 Served by Airflow's API server under ``/recall/archive``, to whoever may read the runs of the Dag that archives. Only
 the API server imports this module, when it starts.
@@ -27,8 +27,15 @@ from include.archive.audio import MEDIA_TYPE_OF_EXTENSION, UNKNOWN
 from include.archive.errors import ManifestError, StorageDeniedError
 from include.archive.layout import MANIFEST_NAME, is_key, is_recording_folder
 from include.errors import CodedError
-from include.provider import settings
-from include.provider.archive_html import CONTENT_SECURITY_POLICY, MOST_ROWS, settled_page, unsettled_page
+from include.provider import settings, verification
+from include.provider.archive_html import (
+    CONTENT_SECURITY_POLICY,
+    MOST_ROWS,
+    report_page,
+    reports_page,
+    settled_page,
+    unsettled_page,
+)
 from include.provider.hook import get_store
 from include.provider.runs import DAG_ID
 
@@ -42,6 +49,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PREFIX = "/archive"
+MOST_REPORTS = 30
 
 _HEADERS = {
     "Cache-Control": "private, no-store",
@@ -51,6 +59,8 @@ _HEADERS = {
 }
 # By what our own keys end in, never by what somebody wrote into a manifest: nothing here is a type that a browser runs.
 _MEDIA_TYPES = {**MEDIA_TYPE_OF_EXTENSION, MANIFEST_NAME.rpartition(".")[2]: manifests.MANIFEST_MEDIA_TYPE}
+_RUN = re.compile(r"[0-9]{8}t[0-9]{6}z-[0-9a-f]{6}")
+_REPORT = re.compile(r"report(-[0-9]{1,3})?\.json|[0-9]{2}-[0-9a-f]{8}\.jsonl")
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 
 
@@ -81,10 +91,16 @@ router = APIRouter(prefix=PREFIX, dependencies=[Depends(may_read)])
 # Not async: a store blocks, so all of this runs in the server's threads, a body chunk by chunk.
 @router.api_route("/{place:path}", methods=["GET", "HEAD"])
 def show(place: str, request: Request, download: bool = False) -> Response:
-    """Answer with a recording's page (``dt=…/recording=…/``), or with an object below it."""
-    folder, name = _split(place)
+    """Answer with a recording's page (``dt=…/recording=…/``), with an object below it, or with verifications."""
+    above = f"{verification.FOLDER}/"
+    if place == verification.FOLDER:
+        raise HTTPException(308, headers={"Location": f"{verification.FOLDER.rpartition('/')[2]}/"})
+    is_report = place.startswith(above)
+    folder, name = _split_report(place[len(above) :]) if is_report else _split(place)
     try:
         store = open_archive()
+        if is_report:
+            return _report(store, folder, name, request)
         return _object(store, f"{folder}/{name}", request, download=download) if name else _page(store, folder)
     except CodedError as error:
         log.warning("No answer for %s: %s", place, error)
@@ -118,6 +134,27 @@ def _split(place: str) -> tuple[str, str]:
     return folder, name
 
 
+def _split_report(place: str) -> tuple[str, str]:
+    """Return the name of a verification, empty for the list of them, and of one of its files, empty for its page."""
+    run, slash, name = place.partition("/")
+    if (run and not _RUN.fullmatch(run)) or (name and not _REPORT.fullmatch(name)):
+        raise HTTPException(404)
+    if run and not slash:
+        raise HTTPException(308, headers={"Location": f"{run}/"})
+    return run, name
+
+
+def _report(store: Store, run: str, name: str, request: Request) -> Response:
+    if name:
+        return _object(store, f"{verification.FOLDER}/{run}/{name}", request, download=True)
+    if not run:
+        return _html(reports_page(verification.reports(store, MOST_REPORTS)))
+    document = verification.report(store, run)
+    if document is None:
+        raise HTTPException(404)
+    return _html(report_page(document))
+
+
 def _page(store: Store, folder: str) -> Response:
     manifest, problem, status = None, None, 200
     try:
@@ -130,6 +167,10 @@ def _page(store: Store, folder: str) -> Response:
         stored = list(islice(store.list(f"{folder}/"), MOST_ROWS + 1))
         page = unsettled_page(folder, stored, problem)
         status = 200 if stored else 404
+    return _html(page, status)
+
+
+def _html(page: str, status: int = 200) -> Response:
     headers = {**_HEADERS, "Content-Security-Policy": CONTENT_SECURITY_POLICY}
     return Response(page, status, headers, media_type="text/html; charset=utf-8")
 

@@ -7,7 +7,9 @@ CodedError                     include.errors, common to all wings
 ├── BadParamsError             bad_params: the run's params don't fit together
 ├── UnsupportedPlatformError   platform_unsupported: no separate audio there, so no bot is sent
 ├── PartsOwedError             parts_owed: the recording is not settled, some parts are still to be had
-└── NotProvenError             copy_not_proven, or what exactly: nothing is deleted at the source without a proven copy
+├── NotProvenError             copy_not_proven, or what exactly: nothing is deleted at the source without a proven copy
+├── ArchiveDamagedError        archive_damaged: a verification found what it could not repair
+└── VerificationIncompleteError verification_incomplete: some of the archive was not looked at
 """
 
 from __future__ import annotations
@@ -60,6 +62,18 @@ class NotProvenError(CodedError):
     """Something at the source stays, since it is not proven that the archive holds all of it."""
 
     code = "copy_not_proven"
+
+
+class ArchiveDamagedError(CodedError):
+    """A verification found damage that it could not repair."""
+
+    code = "archive_damaged"
+
+
+class VerificationIncompleteError(CodedError):
+    """A verification could not look at all that it was to look at."""
+
+    code = "verification_incomplete"
 
 
 class RecallRetryPolicy(RetryPolicy):

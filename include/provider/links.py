@@ -37,6 +37,16 @@ class ArchiveFolderLink(BaseOperatorLink):
         return getattr(operator, "folder_url", "")
 
 
+class VerifyReportLink(BaseOperatorLink):
+    """What a verification of the archive found."""
+
+    name = "Report"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
+        """Return the address that the operator left, or nothing where there is no report."""
+        return getattr(operator, "report_url", "")
+
+
 def folder_url(store: Store, folder: str) -> str:
     """Return the page that shows a recording's folder to a person.
 
@@ -45,8 +55,13 @@ def folder_url(store: Store, folder: str) -> str:
     """
     if (url := store.browse_url(folder)) is not None:
         return url
+    return page_url(folder)
+
+
+def page_url(place: str) -> str:
+    """Return the address of one of our own pages about the archive."""
     from airflow.sdk.configuration import conf
 
     # Airflow's links to a task's log fall back to the same address.
     base_url = conf.get("api", "base_url", fallback="http://localhost:8080/")
-    return f"{base_url.rstrip('/')}/recall/archive/{folder}/"
+    return f"{base_url.rstrip('/')}/recall/archive/{place}/"

@@ -124,6 +124,35 @@ def _range(first: str, last: str) -> dict[str, Param]:
     }
 
 
+def verify_archive_params() -> dict[str, Param]:
+    """Return the params of ``verify_archive``."""
+    day: dict[str, Any] = {"type": ["null", "string"], "format": "date", "pattern": _DAY}
+    return {
+        "recording_id": Param(
+            None,
+            type=["null", "string"],
+            pattern=_ID,
+            title="Recording id",
+            description="This one recording; otherwise all in the range.",
+        ),
+        "from": Param(None, **day, title="From", description="First day, as in the folders' names; the first of all."),
+        "to": Param(None, **day, title="To", description="Last day; the last of all when empty."),
+        "mode": Param(
+            "full",
+            type="string",
+            enum=["full", "checksum"],
+            title="Mode",
+            description="full: every byte is read. checksum: checksums that the store computed are trusted.",
+        ),
+        "repair": Param(
+            True,
+            type="boolean",
+            title="Repair",
+            description="Make good what Recall still has, and remove abandoned uploads; otherwise only report.",
+        ),
+    }
+
+
 def given(value: Any) -> str | None:
     """Return a param's value, or ``None`` for all the ways in which a form or a template says "nothing"."""
     text = "" if value is None else str(value).strip()

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from include.archive.audio import PcmFormat
 from include.archive.copy import StoredPart, archive_body, find_stored, survey
-from include.archive.errors import ContentConflictError, StoppedError
+from include.archive.errors import ContentConflictError, IntegrityError, ObjectMissingError, StoppedError
 from include.archive.layout import part_stem, recording_folder
-from include.archive.verify import RECEIPTS, look_through
+from include.archive.verify import look_through
 from include.errors import CodedError
 from include.provider.transfer import settle
 from include.recall.parts import list_parts, open_part
@@ -26,12 +26,15 @@ if TYPE_CHECKING:
 
     from include.archive.copy import Shelf, Stop
     from include.archive.manifest import Manifest, PartEntry
-    from include.archive.stores import ObjectInfo
+    from include.archive.stores import ObjectInfo, Store
     from include.archive.verify import Checked, Finding
     from include.provider.transfer import Ends
     from include.recall.models import AudioArtifact, AudioPart
 
 log = logging.getLogger(__name__)
+
+PURGE_RECEIPTS = "receipts/purged"
+"""Where :mod:`include.provider.purge` says what it removed."""
 
 _PART = frozenset({"missing", "damaged", "size"})
 _MANIFEST = frozenset({"manifest_damaged", "unsettled"})
@@ -209,9 +212,9 @@ class Repairer:
         if recording_id.startswith("sha256-"):
             raise CodedError(f"{folder} doesn't tell the recording's id, only its hash", code="unknown_id")
         ends = self._opened()
-        if next(ends.store.list(f"{folder}/{RECEIPTS}/"), None) is not None:
+        if _was_purged(ends.store, recording_id, finding.version):
             # What was purged must not come back, and only the lost manifest knew what it was.
-            raise CodedError(f"{folder} holds receipts of a purge; restore its manifest by hand", code="purged")
+            raise CodedError(f"somebody was purged from {folder}; restore its manifest by hand", code="purged")
         recording = ends.client.get_recording(recording_id)
         if recording_folder(recording.created_at, recording_id) != folder:
             raise CodedError(f"recording {recording_id} belongs into another folder", code="wrong_folder")
@@ -265,6 +268,26 @@ class Repairer:
                 ends, folder, recording_id, artifact, part, pcm=self._pcm, expected_sha256=noted, damaged=info
             )
         return stored or self._copy(ends, folder, recording_id, artifact, part, pcm=self._pcm)
+
+
+def _was_purged(store: Store, recording_id: str, manifest: ObjectInfo | None) -> bool:
+    """Tell whether a receipt, or what is left of the manifest, says that a person was purged from a recording."""
+    if manifest is not None and any(b'"purged"' in line for line in _lines(store, manifest.key)):
+        return True
+    receipts = (info.key for info in store.list(f"{PURGE_RECEIPTS}/"))
+    return any(recording_id.encode() in line for key in receipts for line in _lines(store, key))
+
+
+def _lines(store: Store, key: str) -> Iterator[bytes]:
+    """Yield the lines of an object, as far as its bytes can be had."""
+    rest = b""
+    try:
+        for chunk in store.read(key):
+            *lines, rest = (rest + chunk).split(b"\n")
+            yield from lines
+    except (IntegrityError, ObjectMissingError):
+        log.warning("%s can't be read to its end", key)
+    yield rest
 
 
 def _ids(recording_id: str, artifact: AudioArtifact, part: AudioPart) -> dict[str, str]:

@@ -269,6 +269,18 @@ SWEEP_SCHEDULE: Setting[str | timedelta | None] = Setting(
     _schedule,
     "When sweep_recordings runs: a cron expression (UTC), a number of seconds, or off.",
 )
+VERIFY_SCHEDULE: Setting[str | timedelta | None] = Setting(
+    "recall_verify_schedule",
+    "0 2 * * 0",
+    _schedule,
+    "When verify_archive runs: a cron expression (UTC), a number of seconds, or off.",
+)
+VERIFY_STALE_HOURS: Setting[float] = Setting(
+    "recall_verify_stale_hours",
+    48.0,
+    _number(1, 24 * 365),
+    "Age in hours from which an unfinished upload, or a folder without a manifest, is taken for abandoned.",
+)
 SWEEP_OVERLAP_HOURS: Setting[float] = Setting(
     "recall_sweep_overlap_hours",
     36.0,
@@ -364,6 +376,8 @@ SETTINGS: tuple[Setting[Any], ...] = (
     SWEEP_FIRST_DAYS,
     SWEEP_MAX_STARTS,
     EXPIRY_ALERT_HOURS,
+    VERIFY_SCHEDULE,
+    VERIFY_STALE_HOURS,
     ONLY_METADATA,
     SKIP_METADATA,
     CONSENT_METADATA,

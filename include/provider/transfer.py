@@ -21,7 +21,6 @@ from include.archive.audio import PcmFormat
 from include.archive.copy import StoredPart, archive_body, find_stored, survey
 from include.archive.errors import ContentConflictError, StorageError
 from include.archive.layout import MANIFEST_NAME, part_stem, participant_folder
-from include.archive.verify import RECEIPTS
 from include.errors import CodedError
 from include.provider.errors import PartsOwedError
 from include.recall.errors import RecallError, RecallMediaDeletedError, RecallMediaFailedError, RecallNotFoundError
@@ -338,7 +337,7 @@ def settle(
     owed += [
         {"artifact_id": str(problem.artifact_id), "part_id": str(problem.part_id), "code": f"object_{problem.kind}"}
         for problem in manifests.check(ends.store, folder, manifest, deep=True)
-        if problem.kind != "extra" or (rebuilds and not problem.key.startswith(f"{RECEIPTS}/"))
+        if problem.kind != "extra" or rebuilds
     ]
     if owed:
         raise _owed(recording, owed, len(entries))

@@ -115,6 +115,30 @@ def test_what_removes_something_is_off_until_somebody_switches_it_on(bag: dict) 
     assert bag["dags"]["purge_participant"]["params"]["plan"]["value"] is True
 
 
+def test_the_archive_is_verified_every_week(bag: dict) -> None:
+    dag = bag["dags"]["verify_archive"]
+    assert dag["paused"] is False
+    assert dag["timetable"] == "0 2 * * 0"
+    assert dag["mapped"] == ["verify"]
+    assert dag["rules"]["report"] == "all_done"
+    assert {("list_days", "verify"), ("verify", "report")} <= {tuple(edge) for edge in dag["edges"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "good", "bad"),
+    [
+        ("recording_id", ["7C0E1B52-6C1D-4B77-8D52-3E2C9A6B4F10", None], ["../x", 5]),
+        ("from", ["2026-03-04", None], ["yesterday", "2026-03-04\n", "2026-3-4", 20260304]),
+        ("to", ["2026-03-04", None], ["2026-03-04T00:00:00Z"]),
+        ("mode", ["full", "checksum"], ["quick", "", None]),
+        ("repair", [True, False], ["yes", None, 1]),
+    ],
+)
+def test_params_of_verify_archive(bag: dict, name: str, good: list, bad: list) -> None:
+    assert all(accepts(bag, name, value, "verify_archive") for value in good)
+    assert not any(accepts(bag, name, value, "verify_archive") for value in bad)
+
+
 BAD = {
     "bot_id": ["../../x", "x; id", "a\nb", "a\n", "x" * 65, "é", 5, ["a"], " a"],
     "recording_id": ["../../x", "x/y", "x" * 10_000, True, {"a": 1}],
@@ -141,9 +165,9 @@ def test_param_is_accepted(bag: dict, name: str, value: object) -> None:
     assert accepts(bag, name, value)
 
 
-def accepts(bag: dict, name: str, value: object) -> bool:
+def accepts(bag: dict, name: str, value: object, dag_id: str = "archive_meeting") -> bool:
     """Validate as the API server does."""
     import jsonschema
 
-    schema = bag["dags"]["archive_meeting"]["params"][name]["schema"]
+    schema = bag["dags"][dag_id]["params"][name]["schema"]
     return jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker()).is_valid(value)

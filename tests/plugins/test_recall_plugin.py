@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import html
+import json
 import os
 import re
 import subprocess
@@ -224,6 +225,99 @@ def test_a_settled_recording_is_shown(client: TestClient, store: Store) -> None:
     assert {KEY, f"{KEY}?download=1", "manifest.json"} <= page.addresses
     for address in page.addresses - {"#participant-100", "#participant-101"}:
         assert client.get(AT + address).status_code == (404 if "participant=101" in address else 200)
+
+
+RUN = "20261122t020000z-0a1b2c"
+REPORTS = "/recall/archive/reports/verify/"
+
+
+def verification(**more: Any) -> dict[str, Any]:
+    """A report with a repaired object, one that is left, and one that hostile hands have named."""
+    problem = {"artifact_id": "a", "part_id": "p", "action": None, "code": None, "message": None, "detail": "no such"}
+    return {
+        "report_version": 1,
+        "scope": {"recording_id": None, "from": None, "to": None},
+        "mode": "full",
+        "repair": True,
+        "began_at": "2026-11-22T02:00:00+00:00",
+        "ended_at": "2026-11-22T02:10:00+00:00",
+        "complete": True,
+        "unrepaired": 1,
+        "totals": {
+            "recordings": {"settled": 3},
+            "manifests": {"sha256": 3},
+            "objects": 12,
+            "bytes": 2_560_000,
+            "bytes_read": 2_560_000,
+            "proofs": {"sha256": 10},
+            "found": {"damaged": 2, "extra": 1},
+            "repaired": {"damaged": 1},
+        },
+        "problems": [
+            {
+                **problem,
+                "kind": "damaged",
+                "key": f"{FOLDER}/{KEY}",
+                "code": "media_deleted",
+                "message": "it <b>is gone",
+            },
+            {**problem, "kind": "damaged", "key": f"{FOLDER}/other.wav", "action": "replaced"},
+            {**problem, "kind": "bad_key", "key": "\u202e<script>alert(1)</script>/javascript:x"},
+        ],
+        "details": [f"reports/verify/{RUN}/00-0123abcd.jsonl"],
+        **more,
+    }
+
+
+def keep(store: Store, run: str, document: dict[str, Any], name: str = "report.json") -> None:
+    data = json.dumps(document).encode()
+    assert store.put_if_absent(f"reports/verify/{run}/{name}", data, "application/json")
+
+
+def test_verifications_are_listed_and_shown(client: TestClient, store: Store) -> None:
+    keep(store, RUN, verification())
+    keep(store, "20261129t020000z-0a1b2d", verification(unrepaired=0))
+    assert store.put_if_absent(f"reports/verify/{RUN}/00-0123abcd.jsonl", b"{}\n", "application/x-ndjson")
+    assert client.get(REPORTS[:-1]).headers["location"] == "verify/"
+    page = Tags(client.get(REPORTS).text)
+    assert page.addresses == {f"{RUN}/", "20261129t020000z-0a1b2d/"}
+    assert page.text.index("1 repaired") < page.text.index("1 not repaired")  # newest first
+    assert client.get(REPORTS + RUN).headers["location"] == f"{RUN}/"
+    reply = client.get(f"{REPORTS}{RUN}/")
+    page = Tags(reply.text)
+    for text in ("1 not repaired", "media_deleted", "it <b>is gone", "replaced", "2.56 MB", "the whole archive", KEY):
+        assert text in page.text, text
+    assert page.addresses == {f"../../../{FOLDER}/", "report.json", "00-0123abcd.jsonl", "../"}
+    assert not page.names & {"script", "b", "img"}
+    assert "\u202e" not in reply.text
+    assert client.get(f"{REPORTS}{RUN}/report.json").json()["unrepaired"] == 1
+    assert client.get(f"{REPORTS}{RUN}/00-0123abcd.jsonl").content == b"{}\n"
+
+
+def test_the_last_report_of_a_run_is_shown(client: TestClient, store: Store) -> None:
+    keep(store, RUN, verification(complete=False, unrepaired=0))
+    keep(store, RUN, verification(unrepaired=0, scope={"recording_id": "rec-1"}), "report-2.json")
+    page = client.get(f"{REPORTS}{RUN}/").text
+    assert "recording rec-1" in page
+    assert "Incomplete" not in page
+
+
+@pytest.mark.parametrize(
+    "place", ["other/", "../x", f"{RUN}/../../x.json", f"{RUN}/secret.txt", "20261122t020000z-0a1b2d/"]
+)
+def test_there_is_nothing_else_below_the_reports(client: TestClient, local: LocalStore, place: str) -> None:
+    keep(local, RUN, verification())
+    assert client.get(REPORTS + place).status_code == 404
+
+
+def test_no_verification_yet_and_none_for_strangers(
+    client: TestClient, local: LocalStore, auth: AuthManager, anybody: TestClient
+) -> None:
+    assert "None so far" in client.get(REPORTS).text
+    auth.allows = False
+    assert client.get(REPORTS).status_code == 403
+    client.headers.pop("Authorization")
+    assert client.get(REPORTS).status_code == 401
 
 
 def test_the_page_may_run_nothing_and_load_nothing_foreign(client: TestClient, local: LocalStore) -> None:

@@ -134,7 +134,7 @@ def test_extra_objects(archive: Archive) -> None:
     day = folder.split("/")[0]
     for extra in (f"{folder}/participant=1/other.ogg", f"{day}/loose.ogg", f"{day}/elsewhere/a.ogg"):
         archive.put(extra, b"x")
-    for inside in ("reports/verify/a.json", "receipts/a.json", f"{folder}/receipts/a.json"):
+    for inside in ("reports/verify/a.json", "receipts/a.json", "lost/a.json"):
         archive.put(inside, b"{}")
     archive.put("stray.txt", b"x")
     archive.put("folder/stray.txt", b"x")

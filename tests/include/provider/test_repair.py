@@ -288,7 +288,8 @@ def test_what_was_purged_does_not_come_back_with_its_manifest(world: World) -> N
     meeting = world.meeting()
     folder = meeting["folder"]
     *parts, place = world.keys(folder)
-    world.store.put_if_absent(f"{folder}/receipts/purge.json", b"{}", "application/json")
+    receipt = json.dumps({"recordings": [{"recording_id": meeting["id"]}]}, indent=1)
+    world.store.put_if_absent("receipts/purged/1.json", receipt.encode(), "application/json")
     world.remove(parts[0])
     world.flip(place)
     before = world.state()
