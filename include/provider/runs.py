@@ -25,14 +25,31 @@ def conf_of(recording_id: str) -> dict[str, Any]:
     return {"recording_id": recording_id}
 
 
-def start_run(recording_id: str, bot_id: str | None, user: str) -> str:
-    """Start the archiving of a recording, unless it has been started; for Airflow's API server, not for tasks.
+def known(recording_id: str, bot_id: str | None) -> str | None:
+    """Tell why no run is to be started for a recording; cheap. For Airflow's API server, not for tasks.
+
+    :param bot_id: a run that waits for this bot, or for the recording, makes a second one needless.
+    :return: ``exists``, because its run was started before; ``awaited``, because a run waits for it; else ``None``.
+    :raises NotNowError: the Dag is missing or paused.
+    """
+    from airflow.utils.session import create_session
+
+    with create_session(scoped=False) as session:
+        if _state(session, run_id_of(recording_id)) is not None:
+            return EXISTS
+        _check_dag(session)
+        if any(_is_awaited(session, subject) for subject in (bot_id, recording_id) if subject is not None):
+            return AWAITED_ALREADY
+    return None
+
+
+def start_run(recording_id: str, user: str) -> str:
+    """Start the archiving of a recording. For Airflow's API server, not for tasks.
 
     :param recording_id: checked before, since it becomes part of an id.
-    :param bot_id: a run that waits for this bot, or for the recording, makes a second one needless.
     :param user: who is shown to have started it.
-    :return: ``started``; ``exists``, because its run was there before; or ``awaited``, because a run waits for it.
-    :raises NotNowError: the Dag is missing or paused.
+    :return: ``started``; or ``exists``, because another server was faster.
+    :raises NotNowError: the Dag is missing.
     """
     from airflow.api.common.trigger_dag import trigger_dag
     from airflow.exceptions import DagNotFound, DagRunAlreadyExists
@@ -41,12 +58,6 @@ def start_run(recording_id: str, bot_id: str | None, user: str) -> str:
     from sqlalchemy.exc import IntegrityError
 
     run_id = run_id_of(recording_id)
-    with create_session(scoped=False) as session:
-        if _state(session, run_id) is not None:
-            return EXISTS
-        _check_dag(session)
-        if any(_is_awaited(session, subject) for subject in (bot_id, recording_id) if subject is not None):
-            return AWAITED_ALREADY
     try:
         with create_session(scoped=False) as session:
             trigger_dag(

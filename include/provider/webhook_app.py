@@ -46,7 +46,7 @@ SECRETS_SECONDS = 15.0
 SECRETS_RETRY_SECONDS = 2.0
 REFUSALS_SECONDS = 30.0
 """How often at most the log says how many messages were refused: a flood of them shall not be one of lines."""
-DATABASE_THREADS = 4
+LOOKING_THREADS = 2
 
 STATUS = {runs.STARTED: 202, runs.EXISTS: 200, runs.AWAITED_ALREADY: 200, "noted": 200}
 
@@ -174,7 +174,9 @@ class Receiver:
         self._keys = keys
         self._bodies = Bodies()
         # Of their own, few: whatever is sent, the other pages keep their threads and connections to the database.
-        self._threads = ThreadPoolExecutor(DATABASE_THREADS, thread_name_prefix="recall-webhook")
+        self._looking = ThreadPoolExecutor(LOOKING_THREADS, thread_name_prefix="recall-webhook-look")
+        self._starting = ThreadPoolExecutor(1, thread_name_prefix="recall-webhook-start")
+        self._rested = 0.0
         self._refused: Counter[str] = Counter()
         self._refusals_logged = float("-inf")
 
@@ -213,16 +215,30 @@ class Receiver:
         return outcome
 
     async def _start(self, recording_id: str, bot_id: str | None) -> str:
-        loop = asyncio.get_running_loop()
-        job = loop.run_in_executor(self._threads, runs.start_run, recording_id, bot_id, "recall webhook")
         try:
-            return await asyncio.wait_for(job, START_SECONDS)
+            return await asyncio.wait_for(self._look_and_start(recording_id, bot_id), START_SECONDS)
         except runs.NotNowError as error:
-            log.error("Nothing starts for recording %s, it has to be sent again: %s", recording_id, error)
+            reason = str(error)
         except Exception as error:  # whatever the database says: 5xx, so that it is sent again
-            kind = type(error).__name__
-            log.error("Nothing starts for recording %s, it has to be sent again: %s", recording_id, kind)
+            reason = type(error).__name__
+        log.error("Nothing starts for recording %s, it has to be sent again: %s", recording_id, reason)
         raise _Answer(503, "not_now")
+
+    async def _look_and_start(self, recording_id: str, bot_id: str | None) -> str:
+        loop = asyncio.get_running_loop()
+        if reason := await loop.run_in_executor(self._looking, runs.known, recording_id, bot_id):
+            return reason
+        return await loop.run_in_executor(self._starting, self._start_in_turn, recording_id)
+
+    def _start_in_turn(self, recording_id: str) -> str:
+        # Making a run is computing, twenty milliseconds of it. While a thread computes, the event loop gets the
+        # interpreter back only a few hundred times a second, too seldom for a flood: so it rests as long as it worked.
+        time.sleep(max(0.0, self._rested - time.monotonic()))
+        worked = time.thread_time()
+        try:
+            return runs.start_run(recording_id, "recall webhook")
+        finally:
+            self._rested = time.monotonic() + time.thread_time() - worked
 
     def _count(self, reason: str) -> None:
         self._refused[reason] += 1

@@ -104,11 +104,12 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
     """What the database is asked to start, in place of the database."""
     calls: list[tuple[str, str | None]] = []
 
-    def start(recording_id: str, bot_id: str | None, user: str) -> str:
+    def known(recording_id: str, bot_id: str | None) -> str | None:
         calls.append((recording_id, bot_id))
-        return runs.STARTED if calls.count((recording_id, bot_id)) == 1 else runs.EXISTS
+        return None if calls.count((recording_id, bot_id)) == 1 else runs.EXISTS
 
-    monkeypatch.setattr(runs, "start_run", start)
+    monkeypatch.setattr(runs, "known", known)
+    monkeypatch.setattr(runs, "start_run", lambda recording_id, user: runs.STARTED)
     return calls
 
 
