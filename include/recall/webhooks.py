@@ -165,6 +165,26 @@ def parse(body: bytes) -> Event:
     return event
 
 
+def unwrap(text: str) -> tuple[list[tuple[str, str]], bytes, float]:
+    """Take a webhook out of the envelope that a gateway put it into, to send it through a queue.
+
+    The envelope is JSON: ``received_ms``, when the gateway got it, in milliseconds since 1970; ``headers``, an object;
+    and ``body``, the base64 of the raw bytes. The signature is as good as ever, and is checked for the time when it
+    came in, however long it lay in the queue.
+
+    :return: the headers and the time for :func:`read_headers`, and the body for :func:`verify`.
+    :raises RecallEventError: it is no such envelope; the message holds nothing of it.
+    """
+    try:
+        envelope = json.loads(text)
+        headers, received = envelope["headers"], envelope["received_ms"]
+        body = base64.b64decode(envelope["body"], validate=True)
+        pairs = [(str(name), str(value)) for name, value in headers.items()]
+        return pairs, body, int(received) / 1000
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        raise RecallEventError("a queued message is not the envelope of a webhook") from None
+
+
 def _claim(values: Mapping[str, str | None], family: str, now: float) -> Claim:
     message_id, timestamp, signatures = (values.get(f"{family}-{one}") for one in ("id", "timestamp", "signature"))
     if not message_id or not timestamp or not signatures:

@@ -17,7 +17,7 @@ import pytest
 
 from include.recall import webhooks
 from include.recall.errors import RecallConfigError, RecallEventError, RecallSignatureError
-from include.recall.webhooks import Event, parse, read_headers, sign, signing_key, verify
+from include.recall.webhooks import Event, parse, read_headers, sign, signing_key, unwrap, verify
 
 # The public test vectors: Svix's own example, and one over a whole event.
 BODY_B = (
@@ -381,3 +381,43 @@ def test_mutated_events_are_events_or_refused() -> None:
                 "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_-"
             )
     assert min(outcomes.values()) > 500
+
+
+# -- envelopes ---------------------------------------------------------------------------------------------------------
+
+
+def envelope(**change: Any) -> str:
+    whole = {"received_ms": NOW * 1000 + 5, "headers": dict(headers()), "body": base64.b64encode(BODY_B).decode()}
+    return json.dumps({**whole, **change})
+
+
+def test_a_queued_message_is_proven_for_the_time_when_it_came_in() -> None:
+    sent, body, received = unwrap(envelope())
+    assert accepted(sent, body, now=received) == B[1]
+    sent, body, received = unwrap(envelope(received_ms=(NOW + 301) * 1000))
+    assert refused(sent, body, now=received) == "webhook_stale"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "null",
+        "{}",
+        BODY_B.decode(),
+        envelope(received_ms=None),
+        envelope(received_ms="soon"),
+        envelope(received_ms=[1]),
+        envelope(received_ms=1e999),
+        envelope(headers=[]),
+        envelope(headers=None),
+        envelope(body=7),
+        envelope(body="not base64!"),
+        envelope(body="é"),
+        "[" * 100_000,
+    ],
+)
+def test_what_is_no_envelope_is_refused(text: str) -> None:
+    with pytest.raises(RecallEventError):
+        unwrap(text)
