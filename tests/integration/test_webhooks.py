@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import re
+import subprocess
+import sys
 import time
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,10 +18,10 @@ import requests
 
 from include.recall.webhooks import sign, signing_key
 from tests.integration.conftest import WEBHOOK_SECRET
+from tests.load.webhooks import Client, Outcome, count_of, play_forged, play_mixed, play_replays
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from include.simulator.process import RunningSimulator
     from scripts.local_airflow import LocalAirflow
@@ -23,6 +29,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 DAG = "archive_meeting"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -137,8 +144,49 @@ def test_nobody_needs_airflow_s_login_and_nobody_gets_in_by_it(airflow: LocalAir
     for headers in ({}, viewer):
         reply = requests.post(f"{airflow.url}/recall/webhooks", json=body, headers=headers, timeout=30)
         assert (reply.status_code, reply.json()) == (401, {"error": "webhook_unsigned"})
+
+
+def test_little_forged_traffic_and_few_replays(airflow: LocalAirflow) -> None:
+    """The load script, in small."""
+    key, before = signing_key(WEBHOOK_SECRET), count_of(airflow)
+
+    async def play() -> tuple[Outcome, Outcome, Outcome, Outcome]:
+        client = Client(airflow.url)
+        forged, kinds = await play_forged(client, key, 600)
+        assert len(kinds) == 15
+        replays = await play_replays(client, key, 60, "replayed")
+        mixed = await play_mixed(client, key, seconds=5, genuine=10, forged=100, start_every=50, tag="mixed")
+        await client.close()
+        return forged, replays, *mixed
+
+    forged, replays, genuine, others = asyncio.run(play())
+    assert forged.statuses == {401: 600}
+    assert replays.statuses == {202: 1, 200: 60}
+    assert (genuine.statuses, others.accepted) == ({202: 1, 200: 49}, 0)
+    assert genuine.within(0.99) < 1
+    assert count_of(airflow) - before == 2
+    for recording_id in ("replayed", "mixed-0"):
+        # Nothing of the sort is at the source.
+        assert airflow.wait(DAG, f"recording__{recording_id}")["state"] == "failed"
+
+
+def test_too_much_is_refused(airflow: LocalAirflow) -> None:
     too_large = requests.post(f"{airflow.url}/recall/webhooks", b"x" * 300_000, timeout=30)
     assert too_large.status_code == 413
+
+
+def test_the_commands_of_the_documentation(airflow: LocalAirflow) -> None:
+    """They write to the database; the connection of the other tests is in the environment, and comes before it."""
+    text = (ROOT / "docs" / "webhooks.md").read_text("utf-8")
+    commands = re.findall(r"^ +(airflow .*)$", text, re.MULTILINE)
+    assert len(commands) == 3
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = {**airflow.env, "PATH": path, "RECALL_API_KEY": "from-the-documentation"}
+    for command in commands:
+        done = subprocess.run(["bash", "-c", command], env=env, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr[-2000:]
+    kept = airflow.get("/connections/recall_default")
+    assert (kept["conn_type"], "webhook_secrets" in kept["extra"]) == ("recall", True)
 
 
 def test_the_secret_is_nowhere(airflow: LocalAirflow) -> None:

@@ -8,7 +8,10 @@ import http.client
 import json
 import logging
 import os
+import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -243,6 +246,15 @@ def test_what_is_not_signed_is_refused(server: Server, started: list[Any], caplo
     assert sum("Refused webhooks" in line for line in caplog.messages) == 1
     assert requests.get(server.url, timeout=10).status_code == 405
     assert server.post().status_code == 202
+
+
+def test_the_documentation_s_try_is_taken(server: Server) -> None:
+    text = (ROOT / "docs" / "webhooks.md").read_text("utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    env = {**os.environ, "WEBHOOK_SECRET": OLD, "WEBHOOK_URL": server.url}
+    words = [sys.executable, "-c", program]
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == '{"outcome":"noted"}\n'
 
 
 def test_no_cookie_or_token_of_airflow_helps(server: Server) -> None:

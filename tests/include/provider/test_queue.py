@@ -9,9 +9,11 @@ import importlib
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,7 @@ from scripts.processes import unused_port
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+ROOT = Path(__file__).resolve().parents[3]
 SECRET = "whsec_" + base64.b64encode(os.urandom(32)).decode()
 STRANGER = "whsec_" + base64.b64encode(os.urandom(32)).decode()
 
@@ -213,6 +216,34 @@ def test_without_a_secret_everything_stays_in_the_queue(
     with pytest.raises(RecallConfigError, match="webhook_secrets"):
         deal_with(queue_url, look(queue_url))
     assert left(sqs, queue_url) == 1
+
+
+def test_the_mapping_template_of_the_documentation_makes_the_envelope(sqs: Any, queue_url: str, runs: FakeRuns) -> None:
+    """Rendered by the few rules of API Gateway's template language that it uses."""
+    text = (ROOT / "docs" / "webhooks.md").read_text("utf-8")
+    (template,) = re.findall(r"```velocity\n(.*?)```", text, re.DOTALL)
+    sent = json.loads(wrapped())
+    body = base64.b64decode(sent["body"])
+    functions = {
+        r"\$util\.escapeJavaScript\(\$input\.params\('([a-z-]+)'\)\)": lambda found: sent["headers"][found[1]],
+        r"\$util\.base64Encode\(\$input\.body\)": lambda _: base64.b64encode(body).decode(),
+        r"\$context\.requestTimeEpoch": lambda _: str(sent["received_ms"]),
+    }
+    variables: dict[str, str] = {}
+    for line in template.strip().splitlines():
+        assigned = re.fullmatch(r"#set\(\$(\w) = ([\"'])(.*)\2\)", line.strip())
+        rendered = assigned[3] if assigned else line.strip()
+        for pattern, function in functions.items():
+            rendered = re.sub(pattern, function, rendered)
+        rendered = re.sub(r"\$(?:\{([a-z])\}|([a-z])\b)", lambda one: variables[one[1] or one[2]], rendered)
+        if assigned:
+            variables[assigned[1]] = rendered
+    fields = dict(field.split("=", 1) for field in rendered.split("&", 2))
+    envelope = re.fullmatch(r"\$util\.urlEncode\((.*)\)", fields["MessageBody"])
+    assert envelope is not None
+    assert fields["Action"] == "SendMessage"
+    sqs.send_message(QueueUrl=queue_url, MessageBody=envelope[1])
+    assert deal_with(queue_url, look(queue_url)) == {"started": 1}
 
 
 def test_a_run_started_by_hand_does_nothing(sqs: Any, queue_url: str, runs: FakeRuns) -> None:
