@@ -277,6 +277,8 @@ class _Look:
                     checked.proofs[proof] += 1
             known = {f"{self._folder}/{name}" for name in (MANIFEST_NAME, *(part.key for part in manifest.parts))}
             checked.findings += [_extra(one, "not in the manifest") for one in self._listed if one.key not in known]
+        else:
+            self._go_by_notes(checked)
         return checked, (info.etag, info.modified)
 
     def _without_manifest(self, checked: Checked) -> None:
@@ -285,6 +287,28 @@ class _Look:
         if self._listed and checked.state == "unsettled":
             detail = f"{len(self._listed)} objects and no manifest"
             checked.findings.append(Finding(kind="unsettled", key=self._folder, detail=detail))
+            self._go_by_notes(checked)
+
+    def _go_by_notes(self, checked: Checked) -> None:
+        """Find objects that are not what was noted with them: without a manifest, nothing else tells of damage."""
+        infos = [info for info in self._listed if is_key(info.key) and not info.key.endswith(f"/{MANIFEST_NAME}")]
+        for finding in [self._pool.submit(self._compare, info.key) for info in infos]:
+            if (damaged := finding.result()) is not None:
+                checked.findings.append(damaged)
+
+    def _compare(self, key: str) -> Finding | None:
+        try:
+            info = self._patiently(lambda: self._store.stat(key))
+            noted = info.metadata.get("sha256") if info is not None else None
+            if noted is None or any(self._patiently(lambda: self._sha256(key)) == noted for _ in range(2)):
+                return None
+        except StorageError as error:
+            self._patience.lose(error)
+            return Finding(kind="unreadable", key=key, detail=error.message)
+        ids = {name: info.metadata.get(name.replace("_", "-")) for name in ("artifact_id", "part_id")}
+        return Finding(
+            kind="damaged", key=key, detail="the bytes have another hash than was noted", version=info, **ids
+        )
 
     def _read_manifest(self, checked: Checked) -> ObjectInfo | None:
         """Read the manifest into ``checked``; None when there is none."""

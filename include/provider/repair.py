@@ -16,7 +16,7 @@ from include.archive.audio import PcmFormat
 from include.archive.copy import StoredPart, archive_body, find_stored, survey
 from include.archive.errors import ContentConflictError, IntegrityError, ObjectMissingError, StoppedError
 from include.archive.layout import part_stem, recording_folder
-from include.archive.verify import look_through
+from include.archive.verify import Finding, look_through
 from include.errors import CodedError
 from include.provider.transfer import settle
 from include.recall.parts import list_parts, open_part
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from include.archive.copy import Shelf, Stop
     from include.archive.manifest import Manifest, PartEntry
     from include.archive.stores import ObjectInfo, Store
-    from include.archive.verify import Checked, Finding
+    from include.archive.verify import Checked
     from include.provider.transfer import Ends
     from include.recall.models import AudioArtifact, AudioPart
 
@@ -69,6 +69,7 @@ class Repairer:
         self._pcm = pcm or PcmFormat()
         self._ends: Ends | None = None
         self._is_tried = False
+        self._mended: dict[str, tuple[Finding, Outcome]] = {}
 
     def repair(self, checked: Checked) -> list[tuple[Finding, Outcome]]:
         """Make good what can be, and say what became of each finding.
@@ -79,6 +80,7 @@ class Repairer:
         :raises StoppedError: when told to stop.
         """
         outcomes: dict[int, Outcome] = {}
+        self._mended = {}
         for finding, outcome in self._outcomes(checked):
             outcomes[id(finding)] = outcome
             log.log(
@@ -89,7 +91,10 @@ class Repairer:
                 finding.detail,
                 outcome.action or f"not repaired, {outcome.code}",
             )
-        return [(finding, outcomes.get(id(finding), Outcome())) for finding in checked.findings]
+        known = {finding.key for finding in checked.findings}
+        checked.findings += [finding for key, (finding, _) in self._mended.items() if key not in known]
+        left = (None, Outcome())
+        return [(one, outcomes.get(id(one)) or self._mended.get(one.key, left)[1]) for one in checked.findings]
 
     def _outcomes(self, checked: Checked) -> Iterator[tuple[Finding, Outcome]]:
         for finding in [one for one in checked.findings if one.kind in _MANIFEST]:
@@ -264,10 +269,19 @@ class Repairer:
             if info is None or "sha256" not in info.metadata:
                 raise
             noted = info.metadata["sha256"]
-            return self._copy(
+            mended = self._copy(
                 ends, folder, recording_id, artifact, part, pcm=self._pcm, expected_sha256=noted, damaged=info
             )
-        return stored or self._copy(ends, folder, recording_id, artifact, part, pcm=self._pcm)
+            kind, detail, action = "damaged", "the bytes have another hash than was noted", "replaced"
+        else:
+            if stored is not None:
+                return stored
+            mended = self._copy(ends, folder, recording_id, artifact, part, pcm=self._pcm)
+            kind, detail, action = "missing", "no such object", "restored"
+        key = f"{folder}/{mended.key}"
+        finding = Finding(kind=kind, key=key, detail=detail, artifact_id=artifact.id, part_id=part.id)
+        self._mended[key] = finding, Outcome(action=action)
+        return mended
 
 
 def _was_purged(store: Store, recording_id: str, manifest: ObjectInfo | None) -> bool:

@@ -306,7 +306,7 @@ def settle(
     stored = {(one["artifact_id"], one["part_id"]): StoredPart.from_dict(one["stored"]) for one in receipts}
     shelf = cache(partial(survey, ends.store, [folder]))
     people = _everyone(ends.media, recording)
-    earlier = manifests.load(ends.store, folder)
+    earlier = None if replaces is not None else manifests.load(ends.store, folder)
     purged = earlier.purged if earlier else frozenset()
     lost += [one for one in earlier.missing if one.error_code == manifests.PURGED] if earlier else []
     entries: list[manifests.PartEntry] = []

@@ -23,3 +23,11 @@ def test_nothing_is_refused_and_nobody_is_left_out(words: tuple[str, ...]) -> No
     done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "429s 0" in done.stdout
+
+
+def test_an_archive_heals() -> None:
+    """`tests.load.bitrot` in small; the thousand bits are for those who have a minute."""
+    words = ("tests.load.bitrot", "--recordings", "8", "--flips", "40", "--removed", "8", "--gone", "1")
+    done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("wrong: 0") == 2

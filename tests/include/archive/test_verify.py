@@ -212,6 +212,16 @@ def test_keys_that_lead_elsewhere(archive: Archive) -> None:
     assert ("bad_key", f"{folder}/../../other/secret.ogg") in found(archive)
 
 
+def test_without_a_manifest_an_objects_own_note_tells_of_damage(archive: Archive) -> None:
+    folder = settle(archive)
+    place = f"{folder}/{layout.MANIFEST_NAME}"
+    archive.flip(key(folder), 40)
+    archive.flip(place, 0)
+    assert found(archive) == [("manifest_damaged", place), ("damaged", key(folder))]
+    archive.remove(place)
+    assert found(archive) == [("unsettled", folder), ("damaged", key(folder))]
+
+
 def test_folders_without_a_manifest(archive: Archive) -> None:
     folder = settle(archive)
     archive.remove(f"{folder}/{layout.MANIFEST_NAME}")
