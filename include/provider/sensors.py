@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -21,7 +21,7 @@ from include.provider.sealing import SEALED_KEY, sealed_links
 from include.provider.triggers import STATUS_KEY, RecallRecordingTrigger
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from airflow.sdk import Context
 
@@ -47,7 +47,8 @@ class RecallRecordingSensor(BaseSensorOperator):
     its problem, and the task fails only where no recording is left, and none is archived already.
 
     In a run that the sweep or a webhook started, the deployment's filters (:mod:`include.provider.filters`) may leave
-    the recording out: the task is skipped, and with it the rest of the run.
+    the recording out: the task is skipped, and with it the rest of the run. It is skipped instead of ``not_configured``
+    there, too.
 
     :param bot_id: the bot whose recordings are waited for (templated).
     :param recording_id: one recording alone; then ``bot_id`` is not needed (templated).
@@ -96,7 +97,7 @@ class RecallRecordingSensor(BaseSensorOperator):
 
     def execute(self, context: Context) -> Any:
         """Look once; return if it is over, else wait in the triggerer or by rescheduling."""
-        with error_reported(context):
+        with error_reported(context), _skipped_where_nobody_asked(context):
             self._check()
             if self.bot_id is not None:
                 self.bot_url = RecallHook(self.recall_conn_id).dashboard_url(self.bot_id)
@@ -116,7 +117,7 @@ class RecallRecordingSensor(BaseSensorOperator):
 
     def resume(self, context: Context, event: dict[str, Any] | None = None) -> list[dict[str, Any]]:
         """Take the trigger's one event; anything unknown in it is a failure, never a success."""
-        with error_reported(context):
+        with error_reported(context), _skipped_where_nobody_asked(context):
             self._check()
             with awaited.waiting_for(context, self._subject, announce=False):
                 return self._take(context, event)
@@ -274,3 +275,15 @@ class RecallRecordingSensor(BaseSensorOperator):
             since = time.time()
             store.set(key, since)
         return max(0.0, time.time() - since)
+
+
+@contextmanager
+def _skipped_where_nobody_asked(context: Context) -> Iterator[None]:
+    """End a run as skipped that a webhook started for a recording whose bot was never asked for separate audio."""
+    try:
+        yield
+    except CodedError as error:
+        if error.code == "not_configured" and awaited.is_automatic(context):
+            context["ti"].xcom_push(key=STATUS_KEY, value="no separate audio was asked for")
+            raise AirflowSkipException(error.message) from None
+        raise

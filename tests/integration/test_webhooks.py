@@ -103,6 +103,15 @@ def test_a_run_that_waits_for_the_bot_is_not_doubled(airflow: LocalAirflow, simu
     assert runs_of(airflow, recording_id) == []
 
 
+def test_a_meeting_without_separate_audio_is_no_failure(airflow: LocalAirflow, simulator: RunningSimulator) -> None:
+    config = {"recording_config": {"video_mixed_mp4": {}}, "recordings": [{"artifacts": []}]}
+    recording_id = simulator.add_meeting(**config)["recordings"][0]["id"]
+    wait(lambda: bool(runs_of(airflow, recording_id)))
+    assert airflow.wait(DAG, f"recording__{recording_id}")["state"] == "success"
+    states = {one["state"] for one in airflow.task_instances(DAG, f"recording__{recording_id}")}
+    assert states == {"skipped"}
+
+
 def test_what_comes_while_the_dag_is_paused_comes_again(airflow: LocalAirflow, simulator: RunningSimulator) -> None:
     airflow.patch(f"/dags/{DAG}", {"is_paused": True})
     try:

@@ -158,3 +158,16 @@ def test_a_run_that_waited_is_asked_at_the_end(simulator: RunningSimulator, monk
     sensor = RecallRecordingSensor(task_id="wait", recording_id=recording_id)
     with pytest.raises(AirflowSkipException, match="microsoft_teams"):
         sensor.resume(context, {"recordings": [{"recording_id": recording_id}]})  # type: ignore[arg-type]
+
+
+def test_a_run_that_nobody_asked_for_is_skipped_where_there_is_no_separate_audio(simulator: RunningSimulator) -> None:
+    config = {"recording_config": {"video_mixed_mp4": {}}, "recordings": [{"artifacts": []}]}
+    recording_id = simulator.add_meeting(created_at=LONG_AGO, **config)["recordings"][0]["id"]
+    context, execute = wait(recording_id)
+    with pytest.raises(AirflowSkipException):
+        execute()
+    assert "error" not in context["ti"].pushed
+    _, execute = wait(recording_id, "manual__1")
+    with pytest.raises(CodedError) as caught:
+        execute()
+    assert caught.value.code == "not_configured"
