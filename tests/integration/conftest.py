@@ -24,6 +24,7 @@ API_KEY = "canary-api-key-5f3b1c"
 STORAGE_SECRET = "canary-storage-secret-9d2e"
 WEBHOOK_SECRET = "whsec_Y2FuYXJ5LXdlYmhvb2stc2VjcmV0LTdhMWM="
 BUCKET = "recordings"
+QUEUE = "recall-webhooks"
 VIEWER = "viewer"
 
 
@@ -86,6 +87,7 @@ def airflow(
     recall = {**simulator.connection, "extra": {**simulator.connection["extra"], "webhook_secrets": [WEBHOOK_SECRET]}}
     env = {
         "AIRFLOW_CONN_RECALL_DEFAULT": json.dumps(recall),
+        "RECALL_WEBHOOK_QUEUE": f"{s3_endpoint}/123456789012/{QUEUE}",
         "AIRFLOW_CONN_AWS_DEFAULT": json.dumps(aws),
         "AIRFLOW_VAR_RECALL_POLL_SECONDS": "1",
         "AIRFLOW_VAR_RECALL_REQUEST_SHARE": "100",
