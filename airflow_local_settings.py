@@ -12,6 +12,8 @@ __all__: tuple[str, ...] = ()  # Airflow takes everything else for a setting of 
 with suppress(ImportError):
     import certifi
 
+    import include.archive.stores
+    import include.provider.notices
     import include.provider.operators
     import include.provider.sealing
     import include.provider.sensors
@@ -20,3 +22,9 @@ with suppress(ImportError):
     from include.recall.media import trusting
 
     trusting(certifi.where())
+
+# Only an archive in S3 needs it.
+with suppress(ImportError):
+    import airflow.providers.amazon.aws.hooks.s3  # noqa: F401
+
+    import include.archive.stores.s3  # noqa: F401

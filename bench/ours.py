@@ -27,7 +27,7 @@ def main() -> None:
 
     # With the settings that the amazon provider's connection has, but without boto3, which only adds to botocore's
     # client what the engine does not use.
-    client = get_session().create_client(
+    client: Any = get_session().create_client(
         "s3", endpoint_url=work["endpoint"], verify=work["ca"], config=Config(max_pool_connections=work["workers"])
     )
     store = S3Store(bucket=work["bucket"], prefix="", client=client)

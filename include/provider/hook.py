@@ -11,7 +11,7 @@ from airflow.sdk import BaseHook
 from include.provider import settings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from airflow.sdk import Connection
 
@@ -57,7 +57,7 @@ class RecallHook(BaseHook):
         if self._client is None:
             if self._connection is None:
                 self._connection = self.get_connection(self.recall_conn_id)
-            self._client = _client_of(self._connection, settings.REQUEST_SHARE.get(), patience=TURN_SECONDS)
+            self._client = _client_of(self._connection, settings.REQUEST_SHARE.get, patience=TURN_SECONDS)
         return self._client
 
     async def aget_poller(self, request_share: float) -> Poller:
@@ -105,7 +105,7 @@ class RecallHook(BaseHook):
         return f"{self.get_conn().base_url}/dashboard/explorer/bot/{bot_id}"
 
 
-def _client_of(connection: Connection, share: float, **options: Any) -> RecallClient:
+def _client_of(connection: Connection, share: float | Callable[[], float], **options: Any) -> RecallClient:
     from include.recall.budget import FileBudget
     from include.recall.client import RecallClient
     from include.recall.errors import RecallConfigError

@@ -442,10 +442,14 @@ def unsealed(task: BaseOperator, context: Context) -> dict[str, AudioArtifact]:
 def show_label(context: Context, label: str) -> None:
     """Name the mapped task instance now, not only when it ends.
 
-    ``map_index_template="{{ task_label }}"`` renders the same at the end.
+    ``map_index_template="{{ task_label }}"`` renders the same at the end, which Airflow tells its API server only where
+    it differs.
     """
     from airflow.sdk.execution_time.comms import SetRenderedMapIndex
     from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS
 
     cast("dict[str, Any]", context)["task_label"] = label
-    SUPERVISOR_COMMS.send(SetRenderedMapIndex(rendered_map_index=label))
+    ti: Any = context["ti"]
+    if ti.rendered_map_index != label:
+        SUPERVISOR_COMMS.send(SetRenderedMapIndex(rendered_map_index=label))
+        ti.rendered_map_index = label

@@ -48,7 +48,7 @@ class FileBudget:
     ``Retry-After`` of the API.
 
     :param workspace: what tells the workspace from others, such as base URL and key; only its hash is written.
-    :param share: part of Recall's limits that this machine may use.
+    :param share: part of Recall's limits that this machine may use; or what tells it, asked with the first request.
     :param folder: where the file is, a folder of this user's alone; ``recall-budget-<uid>`` in the machine's folder for
         temporary files by default.
     """
@@ -56,7 +56,7 @@ class FileBudget:
     def __init__(
         self,
         workspace: str,
-        share: float,
+        share: float | Callable[[], float],
         *,
         folder: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -68,6 +68,8 @@ class FileBudget:
 
     def take(self, kind: RequestKind, longest: float) -> float:
         """Enter a request and return the seconds until it may go; nothing is entered if those are above ``longest``."""
+        if callable(self._share):
+            self._share = self._share()
         limit = per_minute(kind, self._share)
         try:
             with self._entries(kind) as entries:

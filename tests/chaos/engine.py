@@ -262,7 +262,7 @@ def hurry() -> None:
     client.RecallClient = Client  # type: ignore[misc]
     media.MediaClient = Media  # type: ignore[misc]
     # Larger than a test's bodies; they shall go in several parts as well.
-    s3.STREAM_BYTES = s3.PART_BYTES
+    s3.STREAM_BYTES = s3.WHOLE_BYTES = s3.PART_BYTES
     vars(transfer)["archive_body"] = partial(copy.archive_body, backoff=0.04)
     operators.show_label = lambda context, label: None
 

@@ -55,8 +55,11 @@ PART_BYTES = 8 * 1024 * 1024
 BUFFER_BYTES = 4 * 1024 * 1024
 """Up to so many bytes, an object is held until it is complete, and its notes say what it is."""
 
+WHOLE_BYTES = 256 * 1024 * 1024
+"""Longest object that is sent in one request while it is read, and so proven by the SHA-256 that the archive wants."""
+
 STREAM_BYTES = 64 * 1024 * 1024
-"""Longest body of a request that is sent while it is read; longer objects go in parts of about that length."""
+"""About how long the parts of a longer one are: what a store's fault midway makes it send again."""
 
 MAX_PARTS = 10_000
 """S3 takes no more parts than that."""
@@ -593,7 +596,7 @@ class S3Writer:
         """See :meth:`include.archive.stores.base.Writer.take`."""
         if self._size is not None and self._size > self._store.buffer_bytes and self._store.takes_streams:
             self._is_streamed = True
-            return self._take_whole(flow) if self._size <= STREAM_BYTES else self._take_parts(flow, notes)
+            return self._take_whole(flow) if self._size <= WHOLE_BYTES else self._take_parts(flow, notes)
         for chunk in flow.chunks():
             self.write(chunk)
         return self._commit(notes(), flow.sha256)

@@ -70,6 +70,7 @@ def strict(s3_server: Process) -> Iterator[Process]:
 def short_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let objects of a few MiB go in several parts."""
     monkeypatch.setattr(s3_module, "STREAM_BYTES", s3_module.PART_BYTES)
+    monkeypatch.setattr(s3_module, "WHOLE_BYTES", s3_module.PART_BYTES)
 
 
 @pytest.fixture

@@ -383,6 +383,23 @@ def test_every_flipped_bit_is_found(archive: Archive, keeps_notes: bool) -> None
         assert (problem.artifact_id, problem.part_id) == ("artifact-1", "part-1")
 
 
+@pytest.mark.parametrize("name", ["sha256", "crc32"])
+def test_the_stores_own_checksum_proves_an_object_or_damns_it(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    built = archived(archive)
+    built = replace(built, parts=tuple(replace(part, crc32="12345678") for part in built.parts))
+    kept = {f"{FOLDER}/{part.key}": {name: getattr(part, name)} for part in built.parts}
+    stat = type(archive.store).stat
+    computed = lambda self, key: replace(stat(self, key), metadata={}, checksums=kept[key])  # noqa: E731
+    monkeypatch.setattr(type(archive.store), "stat", computed)
+    monkeypatch.setattr(type(archive.store), "read", lambda self, key: pytest.fail("nothing needs to be read"))
+    assert kinds(archive, built, deep=True) == []
+    key = built.parts[1].key
+    kept[f"{FOLDER}/{key}"] = {name: "0" * 64}
+    assert kinds(archive, built, deep=True) == [("damaged", key)]
+
+
 def test_missing_cut_replaced_and_extra_objects_are_found(archive: Archive) -> None:
     built = archived(archive)
     archive.put(f"{FOLDER}/{built.parts[0].key}", b"OggS")

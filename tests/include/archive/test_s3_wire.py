@@ -17,7 +17,7 @@ from include.archive import errors
 from include.archive.copy import Stop
 from include.archive.stores import s3 as s3_module
 from include.archive.stores.s3 import S3Store
-from include.archive.stores.s3_wire import Body, Wire
+from include.archive.stores.s3_wire import Body, Wire, base64_sha256
 from tests.include.archive.conftest import BUCKET, make_client
 from tests.include.archive.support import STEM, Archive, FakeSource, audio, run, samples, sha256
 from tests.strict_s3.process import Process
@@ -94,6 +94,24 @@ def test_signatures_are_those_that_botocore_makes(
         again.context.update(trailer, client_config=SimpleNamespace(s3={"payload_signing_enabled": False}))
         client._request_signer.get_auth_instance("s3", "eu-central-1", "s3v4").add_auth(again)
         assert request.headers["Authorization"] == again.headers["Authorization"]
+
+
+def test_a_connection_that_broke_is_not_used_again(strict: Process) -> None:
+    """Half a body is on it, so the next request would be taken for the rest."""
+    client: Any = make_client(strict.endpoint)
+    wire = Wire(client, BUCKET)
+
+    digest = base64_sha256(sha256(b"whole"))
+
+    def breaks() -> Any:
+        yield memoryview(b"abc")
+        raise errors.StoppedError("told to stop")
+
+    for number in range(3):
+        with pytest.raises(errors.StoppedError):
+            wire.put_stream(f"a/{number}", Body(breaks(), 6), {"If-None-Match": "*"})
+        assert wire.put(f"b/{number}", b"whole", {"If-None-Match": "*", "x-amz-checksum-sha256": digest})
+    assert strict.state()["objects"].keys() == {f"b/{number}" for number in range(3)}
 
 
 @pytest.mark.parametrize("size", [WHOLE, PARTS])
