@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import tempfile
 from contextlib import contextmanager
@@ -45,6 +46,7 @@ def limited() -> Iterator[Callable[[], object] | None]:
 
 def main() -> None:
     """Measure each case, the largest body with a limit too, and keep the figures."""
+    argparse.ArgumentParser(prog="python -m bench.memory", description=__doc__).parse_args()
     engine = ours(PROJECT)
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="bench-") as name, Ends(PLAIN, Path(name)) as ends, limited() as enter:

@@ -39,11 +39,32 @@ def draw(runs: list, title: str, figure, path: Path) -> None:
     sheet.savefig(path, metadata={"Date": None})
 
 
+def draw_growth(runs: dict, path: Path) -> None:
+    """Draw what whole runs of Airflow cost against the number of participants."""
+    counts = sorted(map(int, runs))
+    sheet, axes = pyplot.subplots(1, 2, figsize=(12, 3.2), layout="constrained")
+    for place, what, title in zip(
+        axes, ("wall", "cpu"), ("seconds from start to end", "CPU s of all of Airflow"), strict=True
+    ):
+        place.plot(counts, [runs[str(count)][what] for count in counts], "o-", color=COLOURS["ours"])
+        for count in counts:
+            place.annotate(f" {runs[str(count)][what]:.3g}", (count, runs[str(count)][what]), fontsize=8)
+        place.set_title(title, fontsize=9)
+        place.set_xlabel("participants", fontsize=8)
+        place.set_ylim(bottom=0)
+        place.tick_params(labelsize=8)
+        place.spines[["top", "right"]].set_visible(False)
+    sheet.savefig(path, metadata={"Date": None})
+
+
 def main() -> None:
-    """Draw speed and CPU."""
+    """Draw speed, CPU, and Airflow's cost."""
     results, folder = map(Path, sys.argv[1:])
-    runs = [row for row in json.loads(results.read_text())["runs"] if "error" not in row]
+    kept = json.loads(results.read_text())
+    runs = [row for row in kept["runs"] if "error" not in row]
     folder.mkdir(exist_ok=True)
+    if "airflow" in kept:
+        draw_growth(kept["airflow"]["runs"], folder / "performance-airflow.svg")
     draw(
         runs, "MiB/s, more is better", lambda row: row["bytes"] / 2**20 / row["wall"], folder / "performance-speed.svg"
     )

@@ -189,7 +189,23 @@ def airflow(kept: dict[str, Any]) -> str:
         ["where the CPU time of mapped tasks goes", "share"],
         ([kind, f"{share:.0%}"] for kind, share in found.get("profile", {}).items()),
     )
-    return "\n\n".join((shares, runs, *([profile] if "profile" in found else [])))
+    return "\n\n".join((shares, runs, *slope(found["runs"]), *([profile] if "profile" in found else []), AIRFLOW_PLOT))
+
+
+def slope(runs: dict[str, Any]) -> list[str]:
+    """Say what one more participant costs where participants share tasks: the line through the last two runs."""
+    few, many = ([0, 0, *sorted(int(count) for count in runs if int(count) > BATCHED)])[-2:]
+    if not few:
+        return []
+    cpu, wall = ((runs[str(many)][what] - runs[str(few)][what]) / (many - few) for what in ("cpu", "wall"))
+    more = f"{1000 * cpu:.0f} ms of CPU and {1000 * wall:.0f} ms of time"
+    return [f"From {few} to {many} participants, each more costs {more}."]
+
+
+BATCHED = 32
+"""Up to so many participants, each has a mapped task of its own."""
+
+AIRFLOW_PLOT = "![What whole runs cost against the number of participants](images/performance-airflow.svg)"
 
 
 AIRFLOW_FIGURES = {
