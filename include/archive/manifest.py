@@ -300,7 +300,7 @@ def publish(store: Store, folder: str, manifest: Manifest, *, replaces: ObjectIn
     :return: True when it was written, False when one that says the same was there.
     :raises ManifestConflictError: when a different one was there; it is left as it is.
     """
-    if _write(store, f"{folder}/{MANIFEST_NAME}", manifest.to_bytes(), replaces):
+    if write(store, folder, manifest, replaces=replaces):
         tidy(store, folder)
         return True
     existing = load(store, folder)
@@ -309,7 +309,14 @@ def publish(store: Store, folder: str, manifest: Manifest, *, replaces: ObjectIn
     raise ManifestConflictError(f"{store.uri(folder)}: a different manifest is already there and stays as it is")
 
 
-def _write(store: Store, key: str, data: bytes, replaces: ObjectInfo | None) -> bool:
+def write(store: Store, folder: str, manifest: Manifest, *, replaces: ObjectInfo | None = None) -> bool:
+    """Write a manifest in one step, with a note of its own hash, by which damage to it is found.
+
+    :param replaces: the version whose place it takes, and no other's; by default there must be none.
+    :return: False when there is one, or another one than was to be replaced.
+    :raises ObjectMissingError: when the one to be replaced is gone.
+    """
+    key, data = f"{folder}/{MANIFEST_NAME}", manifest.to_bytes()
     notes = {"sha256": hashlib.sha256(data).hexdigest()}
     if replaces is None:
         return store.put_if_absent(key, data, MANIFEST_MEDIA_TYPE, notes)

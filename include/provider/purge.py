@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from include.archive import manifest as manifests
-from include.archive.errors import AlreadyExistsError, ManifestConflictError, ObjectMissingError
+from include.archive.errors import ManifestConflictError, ObjectMissingError
 from include.archive.layout import MANIFEST_NAME, participant_folder, safe_id
 from include.provider.deletion import AUDIO, delete_at_source
 
@@ -166,14 +166,11 @@ def _rewrite(store: Store, recording_id: str, folder: str, whom: set[int]) -> No
         anew = without(manifest, whom)
         if anew == manifest:
             return
-        data = anew.to_bytes()
         try:
-            with store.write(key, media_type=manifests.MANIFEST_MEDIA_TYPE, size=len(data), replaces=info) as writer:
-                writer.write(memoryview(data))
-                writer.commit({})
-        except (AlreadyExistsError, ObjectMissingError):
+            if manifests.write(store, folder, anew, replaces=info):
+                return
+        except ObjectMissingError:
             continue
-        return
     raise ManifestConflictError(f"{folder}: somebody else keeps replacing the manifest; try again later")
 
 
