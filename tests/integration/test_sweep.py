@@ -43,7 +43,8 @@ def sweeping(recall: RunningSimulator, tmp_path_factory: pytest.TempPathFactory)
         "AIRFLOW_VAR_RECALL_POLL_SECONDS": "1",
         "AIRFLOW_VAR_RECALL_REQUEST_SHARE": "100",
         "AIRFLOW_VAR_RECALL_PLATFORMS": "microsoft_teams",
-        "AIRFLOW_VAR_RECALL_SWEEP_SCHEDULE": "0 0 1 1 *",  # at once for the year that is over, then not for long
+        # Once by itself, for the last hour of that day, and then not for months; and hours for the page's backfill.
+        "AIRFLOW_VAR_RECALL_SWEEP_SCHEDULE": "0 8,9,10 4 3 *",
     }
     with LocalAirflow(tmp_path_factory.mktemp("airflow"), env) as running:
         running.wait_for_dag("archive_meeting")

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.sdk.definitions._internal.dag_parsing_context import _airflow_parsing_context_manager
+from airflow.sdk.execution_time import comms, task_runner
 
 from include.provider import settings
 from include.provider.errors import BadSettingError
@@ -62,3 +65,32 @@ def test_bad_values_are_named(setting: settings.Setting[Any], text: str, monkeyp
 def test_the_readme_lists_every_setting() -> None:
     table = README.read_text("utf-8")
     assert all(f"`{setting.name}`" in table for setting in settings.SETTINGS)
+
+
+class Asked:
+    """A supervisor that has every Variable."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def send(self, message: Any) -> Any:
+        self.names.append(message.key)
+        return comms.VariableResult(key=message.key, value="900")
+
+
+def test_a_schedule_is_looked_up_in_the_dag_processor_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting, asked = settings.SWEEP_SCHEDULE, Asked()
+    assert setting.get_for_dag_file() == setting.default, "a tool that parses the file has nobody to ask"
+    monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", asked, raising=False)
+    monkeypatch.setattr(settings.Variable, "get", lambda name, default: asked.send(comms.GetVariable(key=name)).value)
+    assert setting.get_for_dag_file() == timedelta(seconds=900)
+    assert asked.names == [setting.name]
+    with _airflow_parsing_context_manager(dag_id="sweep_recordings", task_id="find_recordings"):
+        assert setting.get_for_dag_file() == setting.default, "a task needs no schedule"
+    assert asked.names == [setting.name]
+
+
+def test_a_schedule_in_the_environment_is_read_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text, value in (("off", None), ("900", timedelta(seconds=900)), ("*/5 * * * *", "*/5 * * * *")):
+        monkeypatch.setenv("AIRFLOW_VAR_RECALL_SWEEP_SCHEDULE", text)
+        assert settings.SWEEP_SCHEDULE.get_for_dag_file() == value
