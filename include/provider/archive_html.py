@@ -80,6 +80,7 @@ tr:last-child td { border-bottom: 0; }
 td code { white-space: nowrap; }
 .number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .when { width: 42%; }
+.what { width: 24%; min-width: 10rem; }
 svg { display: block; width: 100%; height: 10px; border-radius: 3px; background: var(--track); }
 svg rect { fill: var(--accent); }
 .head { display: flex; flex-wrap: wrap; justify-content: space-between; align-items: baseline; gap: .2rem 1rem; }
@@ -324,7 +325,8 @@ def _problems(report: Mapping[str, Any]) -> str:
     more = sum(report["totals"]["found"].values()) - len(problems)
     return (
         "<section class=card><h2>What was found</h2>"
-        f"<table><tr><th>Object<th>What<th>Repair</tr>{''.join(row(one) for one in problems)}</table>"
+        "<table><tr><th>Object<th class=what>What<th class=what>Repair</tr>"
+        f"{''.join(row(one) for one in problems)}</table>"
         f"{f'<p class=head>And {more:,} more, in the files below.</p>' if more > 0 else ''}</section>"
     )
 

@@ -19,6 +19,7 @@ from include.archive.layout import part_stem, recording_folder
 from include.archive.verify import Finding, look_through
 from include.errors import CodedError
 from include.provider.transfer import settle
+from include.recall.errors import RecallMediaDeletedError, RecallMediaFailedError
 from include.recall.parts import list_parts, open_part
 
 if TYPE_CHECKING:
@@ -309,4 +310,6 @@ def _ids(recording_id: str, artifact: AudioArtifact, part: AudioPart) -> dict[st
 
 
 def _refused(error: CodedError) -> Outcome:
+    if isinstance(error, RecallMediaDeletedError | RecallMediaFailedError):
+        return Outcome(code=error.code, message="Recall has lost this audio, so it can't be fetched again")
     return Outcome(code=error.code, message=error.message)
