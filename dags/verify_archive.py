@@ -40,7 +40,6 @@ from include.provider.verify_operators import (
         "retry_exponential_backoff": True,
         "max_retry_delay": timedelta(minutes=30),
         "retry_policy": RecallRetryPolicy(),
-        "on_failure_callback": notify_failure_untold,
     },
 )
 def verify_archive() -> None:
@@ -71,6 +70,7 @@ def verify_archive() -> None:
         mode="{{ params.mode }}",
         repair="{{ params.repair }}",
         trigger_rule="all_done",
+        on_failure_callback=notify_failure_untold,  # one message a run: it says what the tasks before it could not do
     )
 
     chunks >> verified >> report

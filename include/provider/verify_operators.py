@@ -220,6 +220,7 @@ class RecallReportVerificationOperator(BaseOperator):
             if report.harmful or error is not None:
                 self._tell(context, report, error)
             if error is not None:
+                error.is_told = True  # type: ignore[attr-defined]
                 raise error
             return {"report": store.uri(report.key), "unrepaired": report.unrepaired, "totals": totals}
 
@@ -263,10 +264,7 @@ class RecallReportVerificationOperator(BaseOperator):
 
 def notify_failure_untold(context: Context) -> None:
     """Tell of a failure, unless the report's own message did."""
-    if getattr(context.get("exception"), "code", None) not in (
-        ArchiveDamagedError.code,
-        VerificationIncompleteError.code,
-    ):
+    if not getattr(context.get("exception"), "is_told", False):
         notify_failure(context)
 
 

@@ -162,7 +162,9 @@ def test_damage_is_repaired_and_told(world: World, told: list[Any]) -> None:
     assert len(told) == 1
 
 
-def test_what_is_left_fails_the_run_with_its_code(world: World, told: list[Any], simulator: RunningSimulator) -> None:
+def test_what_is_left_fails_the_run_with_its_code(
+    world: World, told: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = world.damage(0)
     bad = path.read_bytes()
     chunks = plan()
@@ -176,9 +178,17 @@ def test_what_is_left_fails_the_run_with_its_code(world: World, told: list[Any],
     assert "1 damaged" in caught.value.message
     assert path.read_bytes() == bad
     assert [notice.facts["code"] for notice in told] == ["archive_damaged"]
-    assert simulator.journal("media") is not None
-    # Not a second message about the same.
+    # Not a second message about the same, but one about anything else.
+    others: list[Any] = []
+    monkeypatch.setattr(verify_operators, "notify_failure", others.append)
     notify_failure_untold({**given, "exception": caught.value})
+    assert others == []
+    operator, given = report(None, [])
+    with pytest.raises(CodedError) as caught:
+        operator.execute(given)
+    assert caught.value.code == "verification_incomplete"
+    notify_failure_untold({**given, "exception": caught.value})
+    assert len(others) == 1
 
 
 def test_a_cleared_chunk_alone_is_looked_at_again(world: World, told: list[Any]) -> None:
