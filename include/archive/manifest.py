@@ -35,6 +35,8 @@ MANIFEST_MEDIA_TYPE = "application/json"
 PURGED = "purged"
 """Code of a missing part that was removed on purpose, because its participant wanted that."""
 
+_BURIED = "receipts/purged/recordings"
+
 _SCHEMA = Path(__file__).with_name("manifest.v1.schema.json")
 
 
@@ -327,6 +329,28 @@ def write(store: Store, folder: str, manifest: Manifest, *, replaces: ObjectInfo
     except AlreadyExistsError:
         return False
     return True
+
+
+def bury(store: Store, recording_id: str, participant_ids: Iterable[int]) -> None:
+    """Note in the archive that participants were removed from a recording, even should its manifest be lost."""
+    for one in participant_ids:
+        data = json.dumps({"recording_id": recording_id, "participant_id": one}).encode()
+        key = f"{_BURIED}/{safe_id(recording_id)}/participant={safe_id(str(one))}.json"
+        store.put_if_absent(key, data, "application/json")
+
+
+def buried(store: Store, recording_id: str) -> frozenset[int]:
+    """Return the participants who were removed from a recording on purpose.
+
+    :raises ManifestInvalidError: when a note of that can't be read.
+    """
+    found = set()
+    for info in list(store.list(f"{_BURIED}/{safe_id(recording_id)}/")):
+        try:
+            found.add(int(json.loads(b"".join(store.read(info.key)))["participant_id"]))
+        except (ValueError, KeyError, TypeError):
+            raise ManifestInvalidError(f"{store.uri(info.key)}: not a note of who was removed") from None
+    return frozenset(found)
 
 
 def tidy(store: Store, folder: str) -> None:

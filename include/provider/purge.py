@@ -1,8 +1,9 @@
 """Removing one person from the archive, because that person wants it. Knows no Airflow.
 
-The manifest is rewritten first, on the condition that it has not changed: from then on nothing brings the audio back.
-Then the objects go. A try that was killed in between leaves a manifest that names the participants by their ids, so
-the next one, and the next search too, finishes it.
+A note with ids is left in the archive first: from then on nothing brings the audio back, even should the manifest be
+lost. Then the manifest is rewritten, on the condition that it has not changed, and then the objects go. A try that was
+killed in between leaves a manifest that names the participants by their ids, so the next one, and the next search too,
+finishes it.
 """
 
 from __future__ import annotations
@@ -133,6 +134,7 @@ def purge(store: Store, recording_id: str, folder: str, participant_ids: Sequenc
     :return: how many objects were removed; none where an earlier try has removed them.
     :raises ManifestConflictError: somebody else keeps replacing the manifest, or it is another recording's.
     """
+    manifests.bury(store, recording_id, participant_ids)
     _rewrite(store, recording_id, folder, set(participant_ids))
     places = [_place(folder, one) for one in participant_ids]
     store.abort_stale_below([place.rstrip("/") for place in places])

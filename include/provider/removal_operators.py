@@ -181,7 +181,7 @@ class RecallDeleteAtSourceOperator(BaseOperator):
                     "as it was when this was planned",
                     code="delete_disabled",
                 )
-            if self.approval is None and settings.DELETE_NEEDS_APPROVAL.get():
+            if not agreed(self.approval) and (self.approval or settings.DELETE_NEEDS_APPROVAL.get()):
                 raise CodedError(f"recording {recording_id} is not deleted: nobody has agreed", code="not_approved")
             deleted = delete_at_source(ends, recording_id, folder, scope=scope, approved_by=approver(self.approval))
             self.log.info("Recording %s is deleted at Recall (%s): %s", recording_id, scope, deleted.receipt_uri)
@@ -271,14 +271,14 @@ class RecallPurgeOperator(BaseOperator):
             recording_id, folder, whom = (self.match[name] for name in ("recording_id", "folder", "participant_ids"))
             show_label(context, recording_id)
             self.folder_url = folder_url(ends.store, folder)
-            if (approved_by := approver(self.approval)) is None:
+            if not agreed(self.approval):
                 raise CodedError(
                     f"nothing of recording {recording_id} is removed: nobody has agreed", code="not_approved"
                 )
             objects = purge(ends.store, recording_id, folder, whom)
             gone = []
             if is_true(self.at_source):
-                gone = purge_at_source(ends, recording_id, folder, approved_by=approved_by)
+                gone = purge_at_source(ends, recording_id, folder, approved_by=approver(self.approval))
             self.log.info("Recording %s: participants %s removed, %d objects", recording_id, whom, objects)
             return asdict(Purged(recording_id, list(whom), objects, gone))
 
@@ -335,12 +335,15 @@ def request_of(params: Mapping[str, Any]) -> Request:
     return Request(email, name, recording_id, participant_id)
 
 
+def agreed(approval: Any) -> bool:
+    """Tell whether somebody was asked, and said yes."""
+    return isinstance(approval, dict) and approval.get("chosen_options") == [ApprovalOperator.APPROVE]
+
+
 def approver(approval: Any) -> str | None:
     """Return the id of the user who agreed; ``None`` where nobody was asked."""
-    if not isinstance(approval, dict):
-        return None
-    user = approval.get("responded_by_user")
-    return str(user.get("id")) if isinstance(user, dict) else str(user or "unknown")
+    user = approval.get("responded_by_user") if isinstance(approval, dict) else None
+    return str(user["id"]) if isinstance(user, dict) else None
 
 
 def is_true(value: Any) -> bool:

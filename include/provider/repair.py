@@ -18,6 +18,7 @@ from include.archive.errors import ContentConflictError, IntegrityError, ObjectM
 from include.archive.layout import part_stem, recording_folder
 from include.archive.verify import Finding, look_through
 from include.errors import CodedError
+from include.provider.deletion import is_deleted, receipt_key
 from include.provider.transfer import settle
 from include.recall.errors import RecallMediaDeletedError, RecallMediaFailedError
 from include.recall.parts import list_parts, open_part
@@ -121,8 +122,9 @@ class Repairer:
             ends = self._opened()
             listing = list_parts(ends.client, ends.media, artifact_id)
         except CodedError as error:
+            reason = self._deleted_by_us(manifest.recording.id) or error
             for finding in findings:
-                yield finding, _refused(error)
+                yield finding, _refused(reason)
             return
         parts = {part.id: part for part in listing.parts}
         for finding in findings:
@@ -133,6 +135,13 @@ class Repairer:
             else:
                 mend = partial(self._part, ends, folder, manifest.recording.id, listing.artifact, part, entry)
                 yield finding, self._tried(partial(mend, finding.version))
+
+    def _deleted_by_us(self, recording_id: str) -> CodedError | None:
+        store = None if self._ends is None else self._ends.store
+        if store is None or not is_deleted(store, recording_id):
+            return None
+        where = store.uri(receipt_key(recording_id))
+        return CodedError(f"recording {recording_id} was deleted at Recall, see {where}", code="deleted_at_source")
 
     def _tried(self, mend: Callable[[], Outcome]) -> Outcome:
         try:

@@ -120,6 +120,7 @@ def plan(
     found: list[tuple[str, str, dict[int, list[str]]]] = []
     for recording_id, folder in recordings:
         artifacts_of: dict[int, list[str]] = {}
+        purged = manifests.buried(ends.store, recording_id)
         for artifact in _usable(_artifacts(ends.client, recording_id, artifact_ids.get(recording_id, ()), known)):
             try:
                 listing = list_parts(ends.client, ends.media, artifact.id, artifact=artifact)
@@ -128,6 +129,8 @@ def plan(
                 continue
             known[artifact.id] = listing.artifact
             for part in listing.parts:
+                if part.participant.id in purged:
+                    continue
                 of_participant = artifacts_of.setdefault(part.participant.id, [])
                 if artifact.id not in of_participant:
                     of_participant.append(artifact.id)
@@ -306,14 +309,13 @@ def settle(
     stored = {(one["artifact_id"], one["part_id"]): StoredPart.from_dict(one["stored"]) for one in receipts}
     shelf = cache(partial(survey, ends.store, [folder]))
     people = _everyone(ends.media, recording)
-    earlier = None if replaces is not None else manifests.load(ends.store, folder)
-    purged = earlier.purged if earlier else frozenset()
-    lost += [one for one in earlier.missing if one.error_code == manifests.PURGED] if earlier else []
+    purged = manifests.buried(ends.store, recording_id)
     entries: list[manifests.PartEntry] = []
     for artifact in usable:
         for part in list_parts(ends.client, ends.media, artifact.id, artifact=artifact).parts:
             people.append(part.participant)
             if part.participant.id in purged:
+                lost.append(_purged(artifact.id, part))
                 continue
             try:
                 receipt = stored.get((artifact.id, part.id)) or _find(
@@ -477,6 +479,16 @@ def _lost(artifact: AudioArtifact) -> manifests.MissingPart:
     )
 
 
+def _purged(artifact_id: str, part: AudioPart) -> manifests.MissingPart:
+    return manifests.MissingPart(
+        artifact_id=artifact_id,
+        part_id=part.id,
+        participant_id=part.participant.id,
+        error_code=manifests.PURGED,
+        message="removed on request",
+    )
+
+
 def _facts(recording: Recording, region: str | None) -> manifests.RecordingFacts:
     return manifests.RecordingFacts(
         id=recording.id,
@@ -515,8 +527,10 @@ def _entry(part: AudioPart, artifact_id: str, stored: StoredPart) -> manifests.P
 
 
 def _reason(entries: Sequence[manifests.PartEntry], lost: Sequence[manifests.MissingPart]) -> str | None:
+    if gone := [one for one in lost if one.error_code != manifests.PURGED]:
+        return f"{len(gone)} of the recording's artifacts can't be had any more"
     if lost:
-        return f"{len(lost)} of the recording's artifacts can't be had any more"
+        return "removed on request"
     if not entries:
         return "the recording is finished and its separate audio holds no part: nobody spoke"
     return None

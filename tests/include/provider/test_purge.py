@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from include.archive import manifest as manifests
+from include.archive import verify
 from include.archive.errors import ManifestConflictError, StorageUnavailableError
 from include.archive.stores.local import LocalStore
 from include.errors import CodedError
@@ -115,6 +116,9 @@ def test_a_person_is_gone_and_the_others_stay(meeting: Meeting, root: Path) -> N
     assert {one.error_code for one in after.missing} == {"purged"}
     assert after.purged == {1, 3}
     assert manifests.check(meeting.ends.store, meeting.folder, after, deep=True) == []
+    place = meeting.folder
+    report = list(verify.look_through(meeting.ends.store, first=place, last=place, unsettled_before=0))
+    assert [one.findings for one in report] == [[]]
     assert ADA not in everywhere(root)
     assert "ada@" not in everywhere(root).lower()
     assert GRACE in everywhere(root)
@@ -157,6 +161,28 @@ def test_nothing_brings_it_back(meeting: Meeting, root: Path) -> None:
     assert meeting.stored() == stored
     assert len(meeting.fetched()) == len(fetched) + 1
     assert ADA not in everywhere(root)
+
+
+def test_nothing_brings_it_back_even_without_a_manifest(meeting: Meeting, root: Path) -> None:
+    remove(meeting, 1, 3)
+    manifest, stored = (meeting.path / "manifest.json").read_text(), meeting.stored()
+    (meeting.path / "manifest.json").unlink()
+    assert [batch.participant_ids for batch in meeting.plan()] == [[2]]
+    meeting.run()
+    assert meeting.stored() == stored
+    anew = json.loads((meeting.path / "manifest.json").read_text())
+    assert anew["missing"] == json.loads(manifest)["missing"]
+    assert ADA not in everywhere(root)
+
+
+def test_a_note_that_cannot_be_read_stops_everything(meeting: Meeting, root: Path) -> None:
+    remove(meeting, 1)
+    (note,) = (root / purging.RECEIPTS / "recordings" / meeting.recording_id).iterdir()
+    note.write_text("?")
+    for step in (meeting.plan, lambda: meeting.settle([])):
+        with pytest.raises(CodedError) as caught:
+            step()
+        assert caught.value.code == "manifest_invalid"
 
 
 class Interrupted(LocalStore):
@@ -235,7 +261,7 @@ def test_the_receipt_shows_what_was_done_and_not_to_whom(meeting: Meeting, root:
     purged = [{"recording_id": meeting.recording_id, "participant_ids": [1, 3], "objects": 3, "at_source": []}]
     uri = write_receipt(store, request, purged, run_id="manual__1", approved_by="admin")
     assert write_receipt(store, request, purged, run_id="manual__1", approved_by="admin") == uri
-    (path,) = (root / purging.RECEIPTS).iterdir()
+    (path,) = (root / purging.RECEIPTS).glob("*.json")
     receipt = json.loads(path.read_text())
     assert receipt["recordings"] == purged
     assert receipt["totals"] == {"recordings": 1, "objects": 3}
