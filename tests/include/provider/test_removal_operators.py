@@ -5,15 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from airflow.sdk.definitions.param import ParamsDict
 from airflow.sdk.exceptions import AirflowSkipException
 
 from include.errors import CodedError
 from include.provider import removal_operators
+from include.provider.params import purge_participant_params
 from include.provider.removal_operators import (
     RecallApprovalOperator,
     RecallDeleteAtSourceOperator,
     RecallFindDeletableOperator,
+    RecallFindPersonOperator,
     RecallPurgeOperator,
+    RecallPurgeReceiptOperator,
     agreed,
     approver,
 )
@@ -146,3 +150,30 @@ def test_nobody_is_purged_unless_somebody_agreed(meeting: Meeting, approval: Any
     assert meeting.stored() == before
     RecallPurgeOperator(task_id="purge", match=match, approval=YES).execute(Context())  # type: ignore[arg-type]
     assert len(meeting.stored()) == len(before) - 1
+
+
+def test_a_person_is_found_removed_and_receipted(simulator: RunningSimulator, tmp_path: Path) -> None:
+    parts = [
+        {
+            "participant": {"id": who, "name": f"P{who}", "email": f"p{who}@example.com"},
+            "audio": {"seed": who, "bytes": 3200},
+        }
+        for who in (1, 2)
+    ]
+    meeting = Meeting(simulator, tmp_path / "archive", {"parts": parts})
+    meeting.run()
+    given = {"email": "P1@example.com", "created_from": "2026-03-04", "plan": False}
+    params = ParamsDict({**purge_participant_params(), **given})
+    context = Context()
+    context["params"], context["ti"].run_id = params, "manual__1"
+    found = RecallFindPersonOperator(task_id="find").execute(context)  # type: ignore[arg-type]
+    assert [(one["recording_id"], one["participant_ids"]) for one in found] == [(meeting.recording_id, [1])]
+    about = context["ti"].pushed["about"]
+    assert about["plan"] is False
+    assert "example.com" not in str((found, about))
+    purged = RecallPurgeOperator(task_id="purge", match=found[0], approval=YES).execute(Context())  # type: ignore[arg-type]
+    assert purged["objects"] == 1
+    uri = RecallPurgeReceiptOperator(task_id="receipt", purged=[purged], approval=YES).execute(context)  # type: ignore[arg-type]
+    (receipt,) = (tmp_path / "archive/receipts/purged").glob("*.json")
+    assert uri == receipt.as_uri()
+    assert "example.com" not in receipt.read_text()
