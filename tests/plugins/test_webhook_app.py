@@ -316,7 +316,11 @@ def test_a_sender_that_hangs_up_harms_nobody(server: Server, started: list[Any])
     assert server.post().status_code == 202
 
 
-def test_many_slow_bodies_cost_little_memory_and_hold_nobody_up(server: Server) -> None:
+def test_many_slow_bodies_cost_little_memory_and_hold_nobody_up(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Longer than the genuine sender below waits, so it can't have waited for them.
+    monkeypatch.setattr(webhook_app, "BODY_SECONDS", 60)
     server.post()
     process = psutil.Process()
     before = process.memory_info().rss
@@ -328,9 +332,7 @@ def test_many_slow_bodies_cost_little_memory_and_hold_nobody_up(server: Server) 
             conn = socket.create_connection(server.address)
             conn.sendall(start + b"x" * 200_000)
             slow.append(conn)
-        begin = time.monotonic()
         assert server.post(message="m9").status_code // 100 == 2
-        assert time.monotonic() - begin < 4  # less than any of the slow ones is given, on a busy machine too
         # 30 MB were sent; the kernel's own buffers are not this process's.
         assert process.memory_info().rss - before < 20 * 1024 * 1024
         answers = [conn.recv(12) for conn in slow[:100]]
