@@ -37,8 +37,8 @@ AUDIO, RECORDING = "audio_separate", "recording"
 RECEIPTS = "receipts/deleted"
 """Folder of the receipts in the archive, and of the proofs, each recording's in a folder of its own."""
 
-MOST_AT_ONCE = 500
-"""How many recordings one run takes on; the rest is for the next one."""
+MOST_AT_ONCE = 200
+"""How many recordings one run takes on, which keeps their XCom row below 48 KiB; the rest is for the next one."""
 
 
 @dataclass(frozen=True)

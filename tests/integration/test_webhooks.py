@@ -172,7 +172,6 @@ def test_little_forged_traffic_and_few_replays(airflow: LocalAirflow) -> None:
     assert forged.statuses == {401: 600}
     assert replays.statuses == {202: 1, 200: 60}
     assert (genuine.statuses, others.accepted) == ({202: 1, 200: 49}, 0)
-    assert genuine.within(0.99) < 1
     assert count_of(airflow) - before == 2
     for recording_id in ("replayed", "mixed-0"):
         # Nothing of the sort is at the source.
