@@ -263,6 +263,8 @@ def play(folder: Path, meetings: int, minutes: float) -> bool:
             "AIRFLOW_VAR_RECALL_ARCHIVE_URI": archive.as_uri(),
             "AIRFLOW_VAR_RECALL_SWEEP_SCHEDULE": str(SWEEP_SECONDS),
             "AIRFLOW_VAR_RECALL_EXPIRY_ALERT_HOURS": "0.05",
+            # Some bots asked for separate audio and got none: their runs wait so long before they say so.
+            "AIRFLOW_VAR_RECALL_MEDIA_TIMEOUT_SECONDS": "240",
         }
         with LocalAirflow(folder / "airflow", env, port=port) as airflow:
             for dag_id in ("archive_meeting", SWEEP):
