@@ -211,7 +211,11 @@ class RecallFindRecordingsOperator(BaseOperator):
             expires_at = f"{datetime.fromtimestamp(owed.expires_at, timezone.utc):%Y-%m-%d %H:%M} UTC"
             facts = {"recording_id": recording_id, "code": "expires_soon", "expires_at": expires_at}
             what = f"Recording {recording_id} is not archived, and Recall deletes it at {expires_at}."
-            todo = f"Look at the run {awaited.run_id_of(recording_id)} of {DAG_ID}: it says what it lacks."
+            todo = (
+                "Recall is still at work on its audio: ask Recall's support, with the recording's id."
+                if recording_id in finding.processing
+                else f"Look at the run {awaited.run_id_of(recording_id)} of {DAG_ID}: it says what it lacks."
+            )
             subject = f"Recording {recording_id} expires at {expires_at} and is not archived"
             notify(context, Notice("expiring", subject, describe(context, what, todo=todo, facts=facts), facts))
             finding.owed[recording_id] = replace(owed, told=True)
