@@ -33,7 +33,7 @@ from include.provider.removal_operators import (
     params=delete_at_source_params(),
     doc_md=__doc__,
     is_paused_upon_creation=True,
-    max_active_runs=1,
+    max_active_runs=8,  # a plan must not wait behind a question that nobody has answered yet
     default_args={
         "retries": 3,
         "retry_delay": timedelta(seconds=30),
