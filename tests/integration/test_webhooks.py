@@ -79,12 +79,14 @@ def test_a_finished_meeting_is_archived_by_one_run(
     run = airflow.wait(DAG, f"recording__{recording_id}")
     assert (run["state"], run["conf"]["recording_id"]) == ("success", recording_id)
     assert list(archive.rglob(f"recording={recording_id}/manifest.json"))
-    # A busy server's answer may come too late for the sender, which then sends again.
-    wait(lambda: len({one["message_id"] for one in deliveries(simulator, bot_id) if one["status"]}) >= 9)
+    wait(lambda: any(one["status"] == 200 for one in deliveries(simulator, bot_id) if one["event"] == "bot.done"))
     statuses = Counter(one["status"] for one in deliveries(simulator, bot_id))
-    assert statuses[401] == 1
-    assert statuses[202] <= 1
-    assert set(statuses) <= {200, 202, 401, None}
+    # A busy server's answer may come too late for the sender, which then sends again.
+    unanswered = statuses.pop(None, 0)
+    assert set(statuses) <= {200, 202, 401}
+    assert (statuses[202], statuses[401]) == (1, 1) or unanswered
+    forged = [one for one in deliveries(simulator, bot_id) if one["fault"] == "forged"]
+    assert [one["status"] for one in forged] in ([401], [None])
     assert len(runs_of(airflow, recording_id)) == 1
 
 
