@@ -12,8 +12,10 @@ import hashlib
 import os
 import random
 import re
+import threading
 import time
 import zlib
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -48,6 +50,12 @@ if TYPE_CHECKING:
 BUFFER_BYTES = 256 * 1024
 """Bytes that are read from the source at once, into one buffer that is used again and again."""
 
+LARGE_BUFFER_BYTES = 1024 * 1024
+"""The same for the first few copies of a process, which saves an eighth of what bytes cost."""
+
+LARGE_BUFFERS = 8
+"""How many copies have a large buffer at the same time; with many streams they would be most of the memory."""
+
 PROGRESS_BYTES = 1024 * 1024
 """How many bytes pass between two reports of progress."""
 
@@ -63,6 +71,7 @@ MAX_BACKOFF = 8.0
 MAX_WAIT = 30.0
 """Longest pause that the source may ask for before the copy gives up and leaves it to its caller to come back."""
 
+_large_buffers = threading.BoundedSemaphore(LARGE_BUFFERS)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MARKER, _MARK = "archived-by", "recall-audio-archive"
 _SOURCE_PROOFS = frozenset({"content-length", "length_unverified", "source-checksum"})
@@ -284,9 +293,20 @@ def archive_body(
         progress=progress,
     )
     try:
-        return copy.run()
+        with _buffer() as buffer:
+            return copy.run(buffer)
     finally:
         reader.close()
+
+
+@contextmanager
+def _buffer() -> Iterator[memoryview]:
+    is_large = _large_buffers.acquire(blocking=False)
+    try:
+        yield memoryview(bytearray(LARGE_BUFFER_BYTES if is_large else BUFFER_BYTES))
+    finally:
+        if is_large:
+            _large_buffers.release()
 
 
 def find_stored(
@@ -650,10 +670,11 @@ class _Copy:
         self._replaces = replaces
         self._shelf = shelf
         self._progress = progress
-        self._view = memoryview(bytearray(BUFFER_BYTES))
+        self._view = memoryview(b"")
         self._measured: _Digests | None = None
 
-    def run(self) -> StoredPart:
+    def run(self, buffer: memoryview) -> StoredPart:
+        self._view = buffer
         stem = self._folder + self._stem
         if self._shelf is None:
             # First of all, so that an earlier try that still runs somewhere fails at its next step.

@@ -72,6 +72,8 @@ class _Response(http.client.HTTPResponse):
         self._wire = _Wire(self.fp.detach(), sock)
         self._reader = _Reader(self._wire)
         self.fp = self._reader
+        self._sock = sock
+        self._holds_some = True
 
     def begin(self) -> None:
         super().begin()
@@ -90,7 +92,16 @@ class _Response(http.client.HTTPResponse):
             raise io.UnsupportedOperation("a chunked body")
         if self.isclosed():
             return 0
-        count = self._reader.readinto1(buffer if self.length is None else buffer[: self.length])
+        room = buffer if self.length is None else buffer[: self.length]
+        if not room:
+            count = 0
+        elif self._holds_some:
+            held = len(self._reader.peek())
+            count = self._reader.readinto1(room[:held])
+            self._holds_some = count < held
+        else:
+            # TLS gives 16 KiB at a time, and each layer in between costs for each of them.
+            count = self._sock.recv_into(room)
         if self.length is not None:
             self.length -= count
         if not count or self.length == 0:

@@ -28,7 +28,7 @@ from include.archive.stores.s3 import PART_BYTES, S3Store
 from include.archive.stores.s3_wire import Body
 from include.errors import CodedError
 from tests.include.archive.conftest import BUCKET
-from tests.include.archive.support import IDS, STEM, Archive, FakeSource, audio, run, samples, sha256
+from tests.include.archive.support import IDS, STEM, Archive, FakeBody, FakeSource, audio, run, samples, sha256
 
 if TYPE_CHECKING:
     from tests.strict_s3.process import Process
@@ -772,3 +772,34 @@ def test_memory_stays_flat(kind: str, tmp_path: Any, s3: Any, s3_endpoint: str) 
     assert int(done.stdout) < 40 * 1024  # KiB
     if kind == "s3":
         s3.delete_object(Bucket=BUCKET, Key="memory/large.ogg")
+
+
+def test_few_copies_at_once_have_large_buffers(archive: Archive) -> None:
+    for _ in range(copy_module.LARGE_BUFFERS + 1):  # none of which keeps its own
+        with pytest.raises(CodedError):
+            run(archive, FakeSource(audio(10), breaks_at=0))
+    many = copy_module.LARGE_BUFFERS + 2
+    all_read, sizes = threading.Barrier(many), []
+
+    class Body(FakeBody):
+        def readinto(self, buffer: memoryview) -> int:
+            if self.offset == self._position:
+                sizes.append(len(buffer))
+                all_read.wait(30)
+            return super().readinto(buffer)
+
+    class Source(FakeSource):
+        def open(self, offset: int = 0, if_match: str | None = None) -> FakeBody:
+            return Body(self, self.data, self.etag, offset)
+
+    copies = [
+        threading.Thread(target=run, args=(archive, Source(audio(10))), kwargs={"stem": f"{STEM}-{number}"})
+        for number in range(many)
+    ]
+    for one in copies:
+        one.start()
+    for one in copies:
+        one.join()
+    large = [copy_module.LARGE_BUFFER_BYTES] * copy_module.LARGE_BUFFERS
+    assert sorted(sizes, reverse=True) == [*large, copy_module.BUFFER_BYTES, copy_module.BUFFER_BYTES]
+    assert len(archive.keys()) == many
