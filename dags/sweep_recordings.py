@@ -16,10 +16,10 @@ from airflow.sdk import dag
 
 from include.provider.errors import RecallRetryPolicy
 from include.provider.notices import notify_failure
+from include.provider.params import sweep_recordings_params
 from include.provider.sweep_operators import (
     RecallFindRecordingsOperator,
     RecallStartArchivingOperator,
-    sweep_params,
     sweep_timetable,
 )
 
@@ -30,7 +30,7 @@ from include.provider.sweep_operators import (
     catchup=False,
     max_active_runs=1,
     tags=["recall", "archive"],
-    params=sweep_params(),
+    params=sweep_recordings_params(),
     doc_md=__doc__,
     is_paused_upon_creation=False,
     default_args={

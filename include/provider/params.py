@@ -20,65 +20,58 @@ if TYPE_CHECKING:
 # JSON Schema's `$` may match before a final newline in Python, hence the look-ahead.
 _ID = r"^([0-9A-Za-z][0-9A-Za-z_-]{0,63})?$(?!\n)"
 _URL = r"^(https://[^\s\x00-\x1f\x7f]+)?$(?!\n)"
-TIME = r"^([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?(Z|[+-][0-9]{2}:[0-9]{2}))?$(?!\n)"
+_TIME = r"^([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?(Z|[+-][0-9]{2}:[0-9]{2}))?$(?!\n)"
+_DAY = r"^([0-9]{4}-[0-9]{2}-[0-9]{2})?$(?!\n)"
+
+
+def _text(title: str, description: str, **schema: Any) -> Param:
+    """Return a param that is a string or nothing."""
+    return Param(None, type=["null", "string"], title=title, description=description, **schema)
 
 
 def archive_meeting_params() -> dict[str, Param]:
     """Return the params of the Dag, with the form's texts."""
     return {
-        "meeting_url": Param(
-            None,
-            type=["null", "string"],
-            pattern=_URL,
-            maxLength=2000,
-            title="Meeting URL",
-            description="Send a bot into this meeting, then archive what it records.",
+        "meeting_url": _text(
+            "Meeting URL", "Send a bot into this meeting, then archive what it records.", pattern=_URL, maxLength=2000
         ),
-        "bot_id": Param(
-            None,
-            type=["null", "string"],
-            pattern=_ID,
-            title="Bot id",
-            description="Archive everything that this bot has recorded or is recording.",
+        "bot_id": _text("Bot id", "Archive everything that this bot has recorded or is recording.", pattern=_ID),
+        "recording_id": _text("Recording id", "Archive this one recording.", pattern=_ID),
+        "bot_name": _text(
+            "Bot name", "Only with a meeting URL: the name that the bot shows in the meeting.", maxLength=100
         ),
-        "recording_id": Param(
-            None,
-            type=["null", "string"],
-            pattern=_ID,
-            title="Recording id",
-            description="Archive this one recording.",
-        ),
-        "bot_name": Param(
-            None,
-            type=["null", "string"],
-            maxLength=100,
-            title="Bot name",
-            description="Only with a meeting URL: the name that the bot shows in the meeting.",
-        ),
-        "join_at": Param(
-            None,
-            type=["null", "string"],
+        "join_at": _text(
+            "Join at",
+            "Only with a meeting URL: when the bot joins, with a time zone, such as 2026-03-04T09:55:00Z.",
             format="date-time",
-            pattern=TIME,
-            title="Join at",
-            description="Only with a meeting URL: when the bot joins, with a time zone, such as 2026-03-04T09:55:00Z.",
+            pattern=_TIME,
         ),
     }
 
 
-_DAY = r"^([0-9]{4}-[0-9]{2}-[0-9]{2})?$(?!\n)"
+def sweep_recordings_params() -> dict[str, Param]:
+    """Return the params of ``sweep_recordings``."""
+    moment: dict[str, Any] = {"format": "date-time", "pattern": _TIME}
+    return {
+        "created_after": _text(
+            "Created after",
+            "Look at recordings that began after this, instead of going on where the last sweep was.",
+            **moment,
+        ),
+        "created_before": _text("Created before", "Only with the one above; now when empty.", **moment),
+        "plan": Param(
+            False,
+            type="boolean",
+            title="Plan",
+            description="Only list what would be started, its length and size, and what is skipped and why.",
+        ),
+    }
 
 
 def delete_at_source_params() -> dict[str, Param]:
     """Return the params of ``delete_at_source``."""
     return {
-        "recording_id": Param(
-            None,
-            type=["null", "string"],
-            pattern=_ID,
-            title="Recording id",
-            description="This one recording; otherwise all in the range.",
-        ),
+        "recording_id": _text("Recording id", "This one recording; otherwise all in the range.", pattern=_ID),
         **_range("31 days ago", "today"),
         "plan": Param(False, type="boolean", title="Plan only", description="List what would be deleted, and stop."),
     }
@@ -87,15 +80,9 @@ def delete_at_source_params() -> dict[str, Param]:
 def purge_participant_params() -> dict[str, Param]:
     """Return the params of ``purge_participant``."""
     return {
-        "email": Param(
-            None, type=["null", "string"], maxLength=320, title="E-mail address", description="Of the person."
-        ),
-        "name": Param(
-            None, type=["null", "string"], maxLength=500, title="Exact name", description="As in the meetings."
-        ),
-        "recording_id": Param(
-            None, type=["null", "string"], pattern=_ID, title="Recording id", description="With the participant id."
-        ),
+        "email": _text("E-mail address", "Of the person.", maxLength=320),
+        "name": _text("Exact name", "As in the meetings.", maxLength=500),
+        "recording_id": _text("Recording id", "With the participant id.", pattern=_ID),
         "participant_id": Param(
             None, type=["null", "integer"], title="Participant id", description="Of that recording."
         ),
@@ -112,13 +99,11 @@ def purge_participant_params() -> dict[str, Param]:
 
 def _range(first: str, last: str) -> dict[str, Param]:
     return {
-        name: Param(
-            None,
-            type=["null", "string"],
+        name: _text(
+            title,
+            f"{title} on which recordings began, UTC, such as 2026-03-04. Default: {default}.",
             format="date",
             pattern=_DAY,
-            title=title,
-            description=f"{title} on which recordings began, UTC, such as 2026-03-04. Default: {default}.",
         )
         for name, title, default in (("created_from", "First day", first), ("created_until", "Last day", last))
     }
@@ -126,17 +111,11 @@ def _range(first: str, last: str) -> dict[str, Param]:
 
 def verify_archive_params() -> dict[str, Param]:
     """Return the params of ``verify_archive``."""
-    day: dict[str, Any] = {"type": ["null", "string"], "format": "date", "pattern": _DAY}
+    day: dict[str, Any] = {"format": "date", "pattern": _DAY}
     return {
-        "recording_id": Param(
-            None,
-            type=["null", "string"],
-            pattern=_ID,
-            title="Recording id",
-            description="This one recording; otherwise all in the range.",
-        ),
-        "from": Param(None, **day, title="From", description="First day, as in the folders' names; the first of all."),
-        "to": Param(None, **day, title="To", description="Last day; the last of all when empty."),
+        "recording_id": _text("Recording id", "This one recording; otherwise all in the range.", pattern=_ID),
+        "from": _text("From", "First day, as in the folders' names; the first of all.", **day),
+        "to": _text("To", "Last day; the last of all when empty.", **day),
         "mode": Param(
             "full",
             type="string",

@@ -11,13 +11,13 @@ from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseOperator, CronDataIntervalTimetable, DeltaDataIntervalTimetable, Param
+from airflow.sdk import BaseOperator, CronDataIntervalTimetable, DeltaDataIntervalTimetable
 
 from include.provider import awaited, settings
 from include.provider.assets import RECALL_MEETINGS
 from include.provider.errors import BadParamsError, RecallRetryPolicy, error_reported
 from include.provider.hook import RecallHook, get_store
-from include.provider.params import TIME, given
+from include.provider.params import given
 from include.provider.runs import DAG_ID, conf_of
 
 if TYPE_CHECKING:
@@ -77,28 +77,6 @@ def sweep_timetable() -> CronDataIntervalTimetable | DeltaDataIntervalTimetable 
     if when is None:
         return None
     return CronDataIntervalTimetable(when, "UTC") if isinstance(when, str) else DeltaDataIntervalTimetable(when)
-
-
-def sweep_params() -> dict[str, Param]:
-    """Return the params of ``sweep_recordings``, with the form's texts."""
-    moment: dict[str, Any] = {"type": ["null", "string"], "format": "date-time", "pattern": TIME}
-    return {
-        "created_after": Param(
-            None,
-            **moment,
-            title="Created after",
-            description="Look at recordings that began after this, instead of going on where the last sweep was.",
-        ),
-        "created_before": Param(
-            None, **moment, title="Created before", description="Only with the one above; now when empty."
-        ),
-        "plan": Param(
-            False,
-            type="boolean",
-            title="Plan",
-            description="Only list what would be started, its length and size, and what is skipped and why.",
-        ),
-    }
 
 
 def dates_of(context: Context) -> tuple[datetime, datetime | None] | None:

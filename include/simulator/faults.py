@@ -12,9 +12,9 @@ from email.utils import format_datetime
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urljoin
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from include.simulator.scenario import Audio, Model, body_of
+from include.simulator.scenario import Audio, Model, Pattern, body_of
 from include.simulator.wire import Delivery, Reply
 
 if TYPE_CHECKING:
@@ -207,19 +207,10 @@ class Rule(Model):
     name: str | None = None
     origin: Literal["api", "media"] | None = None
     method: str | None = None
-    path: str = ""
+    path: Pattern = ""
     skip: int = Field(default=0, ge=0)
     times: int | None = Field(default=1, ge=1)
     action: Action
-
-    @field_validator("path")
-    @classmethod
-    def _compiles(cls, value: str) -> str:
-        try:
-            re.compile(value)
-        except re.error as error:
-            raise ValueError(f"not a regular expression: {error}") from None
-        return value
 
 
 class ArmedRule:

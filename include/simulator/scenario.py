@@ -7,14 +7,27 @@ part from the start of its recording.
 from __future__ import annotations
 
 import functools
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from include.simulator import audio
 
 Metadata = dict[str, str | None]
 Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+
+
+def _compiles(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from None
+    return value
+
+
+Pattern = Annotated[str, AfterValidator(_compiles)]
+"""A regular expression."""
 
 
 class Model(BaseModel):

@@ -18,9 +18,9 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import httpx
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from include.simulator.scenario import Model
+from include.simulator.scenario import Model, Pattern
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,7 +54,7 @@ class WebhookRule(Model):
     :param forge: sign with a secret that nobody knows.
     """
 
-    event: str = ""
+    event: Pattern = ""
     skip: int = Field(default=0, ge=0)
     times: int | None = Field(default=1, ge=1)
     chance: float = Field(default=1.0, ge=0, le=1)
@@ -63,15 +63,6 @@ class WebhookRule(Model):
     delay: float = Field(default=0.0, ge=0)
     age: float = 0.0
     forge: bool = False
-
-    @field_validator("event")
-    @classmethod
-    def _compiles(cls, value: str) -> str:
-        try:
-            re.compile(value)
-        except re.error as error:
-            raise ValueError(f"not a regular expression: {error}") from None
-        return value
 
 
 @dataclass

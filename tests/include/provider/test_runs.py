@@ -83,7 +83,7 @@ def awaits(subject: str, run_id: str) -> None:
     with create_session() as session:
         asset = session.scalar(select(AssetModel).where(AssetModel.name == RECALL_MEETINGS.name))
         if asset is None:
-            asset = AssetModel(name=runs.AWAITED, uri=RECALL_MEETINGS.name)
+            asset = AssetModel(name=RECALL_MEETINGS.name, uri=RECALL_MEETINGS.name)
             session.add(asset)
             session.flush()
             session.add(AssetActive.for_asset(asset))
