@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import ssl
+import subprocess
 import sys
 import time
 import urllib.error
@@ -20,7 +21,7 @@ from botocore.exceptions import ClientError
 from bench import source
 from bench.ends import BUCKET, PLAIN, PROJECT, TLS, Ends, Network
 from bench.engines import Job, Workload, ours
-from bench.measure import EngineError, run
+from bench.measure import EngineError, descendants, run
 from bench.wire import Link
 
 if TYPE_CHECKING:
@@ -187,3 +188,13 @@ def test_the_cost_of_a_run_includes_what_it_started() -> None:
 def test_tls_of_the_ends_is_trusted_through_their_authority_alone(tmp_path: Path) -> None:
     with Ends(TLS, tmp_path) as ends, pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):
         urllib.request.urlopen(ends.url(1, 1), context=ssl.create_default_context(), timeout=10)
+
+
+def test_processes_that_end_while_they_are_counted_are_left_out() -> None:
+    brief = "i=0; while [ $i -lt 1000 ]; do sh -c : & i=$((i+1)); [ $((i%20)) = 0 ] && wait; done; wait"
+    with subprocess.Popen(["sh", "-c", brief]) as process:
+        counts = []
+        while process.poll() is None:
+            counts.append(len(descendants(process.pid)))
+    assert max(counts) > 1
+    assert descendants(process.pid) == []
