@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from include.archive.errors import BadArchiveUriError
 from include.archive.stores import open_store
-from include.recall.client import REGIONS
+from include.recall.regions import REGIONS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

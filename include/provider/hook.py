@@ -57,7 +57,7 @@ class RecallHook(BaseHook):
         if self._client is None:
             if self._connection is None:
                 self._connection = self.get_connection(self.recall_conn_id)
-            self._client = _client_of(self._connection, settings.REQUEST_SHARE.get, patience=TURN_SECONDS)
+            self._client = client_of(self._connection, settings.REQUEST_SHARE.get, patience=TURN_SECONDS)
         return self._client
 
     async def aget_poller(self, request_share: float) -> Poller:
@@ -72,7 +72,13 @@ class RecallHook(BaseHook):
         # It comes back to everything by itself, so it neither tries again nor queues for long.
         connection = await self.aget_connection(self.recall_conn_id)
         once = RetryPolicy(attempts=1, deadline=30.0)
-        return Poller(_client_of(connection, request_share, retry=once), request_share)
+        return Poller(client_of(connection, request_share, retry=once), request_share)
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Ask Recall whether it knows the key; Airflow's Test button shows the answer."""
+        from include.provider.connection_test import run
+
+        return run(self.get_connection(self.recall_conn_id))
 
     def get_media(self) -> MediaClient:
         """Return a client for signed links.
@@ -83,7 +89,7 @@ class RecallHook(BaseHook):
 
         base_url = self.get_conn().base_url
         connection = self._connection
-        hosts = _strings(connection.extra_dejson.get("media_hosts"), "media_hosts") if connection else []
+        hosts = strings(connection.extra_dejson.get("media_hosts"), "media_hosts") if connection else []
         return MediaClient(allowed_hosts=[*hosts, base_url.split("://", 1)[-1].split("/", 1)[0]])
 
     def webhook_keys(self) -> list[bytes]:
@@ -93,7 +99,7 @@ class RecallHook(BaseHook):
 
         keys = []
         extra = self.get_connection(self.recall_conn_id).extra_dejson
-        for position, secret in enumerate(_strings(extra.get("webhook_secrets"), "webhook_secrets"), start=1):
+        for position, secret in enumerate(strings(extra.get("webhook_secrets"), "webhook_secrets"), start=1):
             try:
                 keys.append(signing_key(secret))
             except RecallConfigError as error:
@@ -105,7 +111,13 @@ class RecallHook(BaseHook):
         return f"{self.get_conn().base_url}/dashboard/explorer/bot/{bot_id}"
 
 
-def _client_of(connection: Connection, share: float | Callable[[], float], **options: Any) -> RecallClient:
+def client_of(connection: Connection, share: float | Callable[[], float], **options: Any) -> RecallClient:
+    """Make a client of a connection.
+
+    :param share: part of Recall's request limits that this machine may use.
+    :param options: of the client.
+    :raises RecallConfigError: as :meth:`RecallHook.get_conn`.
+    """
     from include.recall.budget import FileBudget
     from include.recall.client import RecallClient
     from include.recall.errors import RecallConfigError
@@ -129,7 +141,12 @@ def _client_of(connection: Connection, share: float | Callable[[], float], **opt
     return RecallClient(api_key=key, base_url=base_url, region=region, budget=budget, **options)
 
 
-def _strings(value: Any, name: str) -> list[str]:
+def strings(value: Any, name: str) -> list[str]:
+    """Read a list of strings, or one string with commas, from a connection's extra.
+
+    :param name: of the key, for the message.
+    :raises RecallConfigError: it is neither.
+    """
     if value is None:
         return []
     if isinstance(value, str):

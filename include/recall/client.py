@@ -7,7 +7,7 @@ import json
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import quote, urlencode, urljoin
 
@@ -34,6 +34,7 @@ from include.recall.errors import (
 )
 from include.recall.models import AudioArtifact, Bot, Recording, parse_page
 from include.recall.redaction import HIDDEN, redact, redact_http_logs
+from include.recall.regions import REGIONS, base_url_of
 from include.recall.retry import RetryPolicy, parse_date, parse_retry_after
 from include.recall.transport import (
     PlainWholeConnection,
@@ -46,8 +47,6 @@ from include.recall.transport import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-
-REGIONS = ("us-west-2", "us-east-1", "eu-central-1", "ap-northeast-1")
 
 USER_AGENT = "recall-audio-archive"
 LARGEST_REPLY = 32 * 2**20
@@ -174,7 +173,7 @@ class RecallClient:
         """
         if region not in REGIONS:
             raise RecallConfigError(f"unknown Recall region {region[:64]!r}; known are {', '.join(REGIONS)}")
-        return f"https://{region}.recall.ai"
+        return base_url_of(region)
 
     @property
     def host(self) -> str:
@@ -206,6 +205,11 @@ class RecallClient:
         :raises RecallNotFoundError: ``bot_not_found``: the region doesn't know it.
         """
         return Bot.parse(self._retrieve("bot", bot_id, "bot_not_found"))
+
+    def check_key(self) -> None:
+        """Learn whether the key is good: ask for one page, of the recordings that begin after tomorrow, so for none."""
+        tomorrow = datetime.now(timezone.utc) + timedelta(days=1)
+        next(self._walk("recording/", {"created_at_after": _moment(tomorrow)}), None)
 
     def find_bots(self, metadata: Mapping[str, str]) -> list[Bot]:
         """List the bots that carry all of this metadata.

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from include.recall import transport
-from include.recall.client import REGIONS, RecallClient
+from include.recall.client import RecallClient
 from include.recall.errors import (
     RecallApiError,
     RecallAuthError,
@@ -30,6 +30,7 @@ from include.recall.errors import (
     RecallServerError,
     RecallUnsafeRedirectError,
 )
+from include.recall.regions import REGIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
