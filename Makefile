@@ -1,6 +1,6 @@
 # Every path here is relative, so the project may live in a folder with spaces in its name.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-distributed chaos kills saboteurs bench lint format lock simulator clean
+.PHONY: help setup run test test-distributed chaos kills saboteurs bench docs lint format lock simulator clean
 
 export PYTHONPATH := $(CURDIR)
 # The same text in and out, whatever the locale.
@@ -47,6 +47,10 @@ bench: setup ## measure the engine beside its peers and write docs/performance.m
 	@$(PY) -m bench $(ARGS)
 	@$(if $(ARGS),true,$(PY) -m bench.memory && $(PY) -m bench.airflow_share --profile && $(PY) -m bench.report)
 
+docs: setup ## build the documentation as a site in the folder site, with every link checked
+	@$(PY) -m scripts.settings_page
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+
 lint: setup ## check style, types and pins
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
@@ -67,5 +71,5 @@ simulator: setup ## start the stand-in for Recall alone (ARGS=... is handed to i
 	@$(PY) -m include.simulator $(ARGS)
 
 clean: ## remove the environment, run data and caches; the archive stays
-	@rm -rf .venv .venv-bench .venv-distributed .run .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@rm -rf .venv .venv-bench .venv-distributed .run site .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

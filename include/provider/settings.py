@@ -32,8 +32,10 @@ class Setting(Generic[T]):
 
     :param name: the Variable's name.
     :param default: what holds when the Variable is unset.
-    :param parse: turns the Variable's text into the value; raises :class:`ValueError` with the reason.
+    :param parse: turns the Variable's text into the value; raises :class:`ValueError` with the reason. Its docstring
+        says what it takes, as docs/settings.md shows it.
     :param doc: what it does, with its unit.
+    :param page: where docs/ says more.
     :param secret: its text may hold a secret, so no message quotes it.
     """
 
@@ -41,6 +43,7 @@ class Setting(Generic[T]):
     default: T
     parse: Callable[[str], T]
     doc: str
+    page: str = ""
     secret: bool = False
 
     def get_for_dag_file(self) -> T:
@@ -81,9 +84,10 @@ def _number(low: float, high: float) -> Callable[[str], float]:
         except ValueError:
             raise ValueError("not a number") from None
         if not low <= value <= high:
-            raise ValueError(f"must be between {low:g} and {high:g}")
+            raise ValueError(f"must be between {low:.15g} and {high:.15g}")
         return value
 
+    parse.__doc__ = f"Take a number from {low:.15g} to {high:.15g}"
     return parse
 
 
@@ -93,6 +97,7 @@ def _whole_number(low: int, high: int) -> Callable[[str], int]:
             raise ValueError(f"must be a whole number between {low} and {high}")
         return int(text)
 
+    parse.__doc__ = f"Take a whole number from {low} to {high}"
     return parse
 
 
@@ -102,10 +107,12 @@ def _one_of(*choices: str) -> Callable[[str], str]:
             raise ValueError(f"must be {', '.join(choices[:-1])} or {choices[-1]}")
         return text
 
+    parse.__doc__ = f"Take {', '.join(choices[:-1])} or {choices[-1]}"
     return parse
 
 
 def _schedule(text: str) -> str | timedelta | None:
+    """Take a cron expression of five fields, a number of seconds, or off."""
     if text == "off":
         return None
     if text in ("@hourly", "@daily", "@weekly", "@monthly") or re.fullmatch(
@@ -120,6 +127,7 @@ def _schedule(text: str) -> str | timedelta | None:
 
 
 def _patterns(text: str) -> tuple[str, ...]:
+    """Take a JSON list of texts, or texts with commas between."""
     if not text.startswith("["):
         return tuple(one.strip() for one in text.split(",") if one.strip())
     try:
@@ -132,6 +140,7 @@ def _patterns(text: str) -> tuple[str, ...]:
 
 
 def _metadata(text: str) -> dict[str, tuple[str, ...]]:
+    """Take a JSON object of names, each with a text or a list of texts."""
     try:
         found = json.loads(text)
     except ValueError:
@@ -146,7 +155,13 @@ def _metadata(text: str) -> dict[str, tuple[str, ...]]:
     return {name: tuple(each) for name, each in wanted.items()}
 
 
+def _name(text: str) -> str:
+    """Take a name."""
+    return text
+
+
 def _yes_or_no(text: str) -> bool:
+    """Take true, yes or 1, or false, no or 0."""
     known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
     if text.lower() not in known:
         raise ValueError("must be true or false")
@@ -154,6 +169,7 @@ def _yes_or_no(text: str) -> bool:
 
 
 def _notifiers(text: str) -> tuple[dict[str, Any], ...]:
+    """Take a JSON list of objects."""
     try:
         entries = json.loads(text)
     except ValueError:
@@ -172,6 +188,7 @@ def _notifiers(text: str) -> tuple[dict[str, Any], ...]:
 
 
 def _archive_uri(text: str) -> str:
+    """Take s3://bucket/prefix or file:///absolute/folder."""
     if not text.startswith(("s3://", "file:///")):
         raise ValueError("must be s3://bucket/prefix or file:///absolute/folder")
     return text
@@ -182,12 +199,14 @@ ARCHIVE_URI: Setting[str] = Setting(
     (PROJECT_FOLDER / "archive").as_uri(),
     _archive_uri,
     "Where the archive is: s3://bucket/prefix or file:///absolute/folder.",
+    page="s3.md",
 )
 POLL_SECONDS: Setting[float | None] = Setting(
     "recall_poll_seconds",
     None,
     _number(0.1, 3600),
     "Seconds between two looks at a bot that is waited for; unset, it follows what the bot is doing (5 to 60 s).",
+    page="architecture.md#calls-to-the-api",
 )
 MEDIA_TIMEOUT_SECONDS: Setting[float] = Setting(
     "recall_media_timeout_seconds",
@@ -205,7 +224,9 @@ REQUEST_SHARE: Setting[float] = Setting(
     "recall_request_share",
     0.8,
     _number(0.01, 100),
-    "Part of Recall's request limits that this machine may use; above 1 only where Recall has raised the limits.",
+    "Part of Recall's request limits (60 list and 300 retrieve calls a minute) that this machine may use; with several "
+    "machines, or other users of the workspace, less. Above 1 only where Recall has raised the limits.",
+    page="architecture.md#calls-to-the-api",
 )
 RETENTION_HOURS: Setting[int] = Setting(
     "recall_retention_hours",
@@ -217,7 +238,7 @@ PCM_RATE: Setting[int] = Setting(
     "recall_pcm_rate",
     16000,
     _whole_number(8000, 192000),
-    "Samples per second assumed for headerless PCM (format raw); recorded in the manifest as assumed.",
+    "Samples per second assumed for headerless PCM (format raw); the manifest marks it as assumed.",
 )
 PCM_WIDTH: Setting[int] = Setting(
     "recall_pcm_width",
@@ -236,6 +257,7 @@ NOTIFIERS: Setting[tuple[dict[str, Any], ...]] = Setting(
     (),
     _notifiers,
     'Whom to tell: a JSON list of {"notifier": "<import path of an Airflow notifier>", "kwargs": {...}}.',
+    page="notifications.md",
     secret=True,
 )
 NOTIFY_NAMES: Setting[bool] = Setting(
@@ -243,6 +265,7 @@ NOTIFY_NAMES: Setting[bool] = Setting(
     False,
     _yes_or_no,
     "Whether messages may hold people's names and meetings' titles.",
+    page="notifications.md",
 )
 DELETE_AT_SOURCE: Setting[str] = Setting(
     "recall_delete_at_source",
@@ -250,102 +273,120 @@ DELETE_AT_SOURCE: Setting[str] = Setting(
     _one_of("off", "audio_separate", "recording"),
     "What delete_at_source deletes at Recall once its copy is proven: nothing, the separate audio, or the recording "
     "with its video, transcripts and all else.",
+    page="delete.md#at-recall-after-proof",
 )
 DELETE_AFTER_HOURS: Setting[float] = Setting(
     "recall_delete_after_hours",
     24.0,
     _number(0, 24 * 3650),
     "Hours that a recording has been settled before it is deleted at Recall.",
+    page="delete.md#at-recall-after-proof",
 )
 DELETE_NEEDS_APPROVAL: Setting[bool] = Setting(
     "recall_delete_needs_approval",
     True,
     _yes_or_no,
     "Whether a person has to agree before anything is deleted at Recall.",
+    page="delete.md#at-recall-after-proof",
 )
 SWEEP_SCHEDULE: Setting[str | timedelta | None] = Setting(
     "recall_sweep_schedule",
     "0 * * * *",
     _schedule,
     "When sweep_recordings runs: a cron expression (UTC), a number of seconds, or off.",
+    page="sweep.md#schedule",
 )
 VERIFY_SCHEDULE: Setting[str | timedelta | None] = Setting(
     "recall_verify_schedule",
     "0 2 * * 0",
     _schedule,
     "When verify_archive runs: a cron expression (UTC), a number of seconds, or off.",
+    page="verify.md",
 )
 VERIFY_STALE_HOURS: Setting[float] = Setting(
     "recall_verify_stale_hours",
     48.0,
     _number(1, 24 * 365),
     "Age in hours from which an unfinished upload, or a folder without a manifest, is taken for abandoned.",
+    page="verify.md#what-proves-what",
 )
 SWEEP_OVERLAP_HOURS: Setting[float] = Setting(
     "recall_sweep_overlap_hours",
     36.0,
     _number(1, 24 * 31),
-    "How far a sweep looks back before the last one; longer than the longest meeting and what follows it.",
+    "How many hours a sweep looks back behind the start of the last complete one; longer than the longest meeting and "
+    "what follows it.",
+    page="sweep.md#why-no-recording-is-missed",
 )
 SWEEP_FIRST_DAYS: Setting[float] = Setting(
     "recall_sweep_first_days",
     30.0,
     _number(0.01, 3650),
     "How many days the very first sweep looks back.",
+    page="sweep.md#why-no-recording-is-missed",
 )
 SWEEP_MAX_STARTS: Setting[int] = Setting(
     "recall_sweep_max_starts",
     200,
     _whole_number(1, 10_000),
     "How many runs one sweep starts at most; the rest is started by the next ones.",
+    page="sweep.md#what-it-finds",
 )
 EXPIRY_ALERT_HOURS: Setting[float] = Setting(
     "recall_expiry_alert_hours",
     24.0,
     _number(0, 24 * 365),
-    "How long before Recall deletes a recording that is not archived a message is sent.",
+    "How many hours before Recall deletes a recording that is not archived a message is sent.",
+    page="sweep.md#why-no-recording-is-missed",
 )
 ONLY_METADATA: Setting[dict[str, tuple[str, ...]]] = Setting(
     "recall_only_metadata",
     {},
     _metadata,
     'Archive only what carries all of this metadata: {"name": "value"} or {"name": ["one", "other"]}; * is a wildcard.',
+    page="sweep.md#filters",
 )
 SKIP_METADATA: Setting[dict[str, tuple[str, ...]]] = Setting(
     "recall_skip_metadata",
     {},
     _metadata,
     "Leave out what carries any of this metadata; the form is that of recall_only_metadata.",
+    page="sweep.md#filters",
 )
 CONSENT_METADATA: Setting[str] = Setting(
     "recall_consent_metadata",
     "",
-    str,
+    _name,
     "Name of the metadata that must be true, yes or 1 for a recording to be archived.",
+    page="sweep.md#filters",
 )
 PLATFORMS: Setting[tuple[str, ...]] = Setting(
     "recall_platforms",
     (),
     _patterns,
     "Archive only meetings of these platforms, in Recall's words, such as zoom, microsoft_teams.",
+    page="sweep.md#filters",
 )
 MIN_MINUTES: Setting[float] = Setting(
     "recall_min_minutes",
     0.0,
     _number(0, 24 * 60),
     "Leave out recordings that are shorter than so many minutes.",
+    page="sweep.md#filters",
 )
 SKIP_TITLES: Setting[tuple[str, ...]] = Setting(
     "recall_skip_titles",
     (),
     _patterns,
     'Leave out meetings with such a title: a JSON list of patterns, such as ["*interview*"]; case is ignored.',
+    page="sweep.md#filters",
 )
 ONLY_PARTICIPANTS: Setting[tuple[str, ...]] = Setting(
     "recall_only_participants",
     (),
     _patterns,
     "Archive only meetings in which everyone is on this list: patterns of e-mail addresses, names or ids.",
+    page="sweep.md#filters",
     secret=True,
 )
 SKIP_PARTICIPANTS: Setting[tuple[str, ...]] = Setting(
@@ -353,6 +394,7 @@ SKIP_PARTICIPANTS: Setting[tuple[str, ...]] = Setting(
     (),
     _patterns,
     "Leave out meetings in which anyone is on this list: patterns of e-mail addresses, names or ids.",
+    page="sweep.md#filters",
     secret=True,
 )
 
@@ -387,4 +429,4 @@ SETTINGS: tuple[Setting[Any], ...] = (
     ONLY_PARTICIPANTS,
     SKIP_PARTICIPANTS,
 )
-"""All settings, in the order of the table in the README (which a test compares with this)."""
+"""All settings, in the order of the table in docs/settings.md, which ``scripts/settings_page.py`` makes of them."""

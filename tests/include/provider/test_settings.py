@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +9,6 @@ from airflow.sdk.execution_time import comms, task_runner
 
 from include.provider import settings
 from include.provider.errors import BadSettingError
-
-README = Path(__file__).resolve().parents[3] / "README.md"
 
 
 @pytest.mark.parametrize("setting", settings.SETTINGS, ids=lambda one: one.name)
@@ -60,11 +57,6 @@ def test_bad_values_are_named(setting: settings.Setting[Any], text: str, monkeyp
         setting.get()
     assert caught.value.code == "bad_setting"
     assert caught.value.permanent
-
-
-def test_the_readme_lists_every_setting() -> None:
-    table = README.read_text("utf-8")
-    assert all(f"`{setting.name}`" in table for setting in settings.SETTINGS)
 
 
 class Asked:

@@ -30,7 +30,7 @@ def test_rules_for_webhooks_are_accepted_and_all_are_in_the_table(simulator: Any
     from include.simulator.webhooks import WebhookRule
 
     text = (ROOT / "include" / "simulator" / "README.md").read_text("utf-8")
-    (block,) = re.findall(r"```json webhooks\n(.*?)```", text, re.DOTALL)
+    (block,) = re.findall(r'```json title="webhooks"\n(.*?)```', text, re.DOTALL)
     shown = simulator.control("POST", "/webhooks/faults", json.loads(block))["rules"]
     assert [{**rule, "matched": 0, "applied": 0} for rule in json.loads(block)] == shown
     assert [name for name in WebhookRule.model_fields if f"`{name}`" not in text] == []
