@@ -35,7 +35,8 @@ MANIFEST_MEDIA_TYPE = "application/json"
 PURGED = "purged"
 """Code of a missing part that was removed on purpose, because its participant wanted that."""
 
-_BURIED = "receipts/purged/recordings"
+BURIED = "receipts/purged/recordings"
+"""Folder of the notes about who was removed from a recording, each in a folder of the recording's."""
 
 _SCHEMA = Path(__file__).with_name("manifest.v1.schema.json")
 
@@ -335,7 +336,7 @@ def bury(store: Store, recording_id: str, participant_ids: Iterable[int]) -> Non
     """Note in the archive that participants were removed from a recording, even should its manifest be lost."""
     for one in participant_ids:
         data = json.dumps({"recording_id": recording_id, "participant_id": one}).encode()
-        key = f"{_BURIED}/{safe_id(recording_id)}/participant={safe_id(str(one))}.json"
+        key = f"{BURIED}/{safe_id(recording_id)}/participant={safe_id(str(one))}.json"
         store.put_if_absent(key, data, "application/json")
 
 
@@ -345,7 +346,7 @@ def buried(store: Store, recording_id: str) -> frozenset[int]:
     :raises ManifestInvalidError: when a note of that can't be read.
     """
     found = set()
-    for info in list(store.list(f"{_BURIED}/{safe_id(recording_id)}/")):
+    for info in list(store.list(f"{BURIED}/{safe_id(recording_id)}/")):
         try:
             found.add(int(json.loads(b"".join(store.read(info.key)))["participant_id"]))
         except (ValueError, KeyError, TypeError):

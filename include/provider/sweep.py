@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
-from include.archive.layout import MANIFEST_NAME, recording_folder, safe_id
+from include.archive.layout import LOST_FOLDER, MANIFEST_NAME, recording_folder, safe_id
 from include.provider.filters import minutes_of
 from include.recall.errors import RecallNotFoundError
 from include.recall.readiness import AUDIO_NOT_LISTED, Ended, Ready, assess_recording
@@ -38,8 +38,6 @@ ALONE = 10
 of them a list call."""
 
 MANIFEST_THREADS = 16
-LOST_FOLDER = "lost"
-"""Where the archive keeps a note of each recording that was lost before it was archived."""
 
 
 @dataclass(frozen=True)

@@ -164,6 +164,13 @@ class Store(Protocol):
         """Yield the keys of the folders directly below ``folder``, in order."""
         ...
 
+    def each_folder(self, folder: str, name: str) -> Iterator[tuple[str, ObjectInfo | None]]:
+        """Yield each folder directly below ``folder``, in order, with the object of that name in it, if there is one.
+
+        One listing, of which a folder on a disk needs no more than that object.
+        """
+        ...
+
     def loose(self, folder: str = "") -> Iterator[ObjectInfo]:
         """Yield the objects that lie directly in ``folder``, not in folders below it, in key order."""
         ...

@@ -86,6 +86,29 @@ class LocalStore:
             if state is None:
                 yield _join(folder, name)
 
+    def each_folder(self, folder: str, name: str) -> Iterator[tuple[str, ObjectInfo | None]]:
+        """See :meth:`include.archive.stores.base.Store.each_folder`."""
+        found: list[tuple[str, ObjectInfo | None]] = []
+        with _errors(folder):
+            try:
+                folder_fd = self._open_folder(folder)
+            except FileNotFoundError:
+                return
+            try:
+                with os.scandir(folder_fd) as entries:
+                    below = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+                for one in below:
+                    key = f"{_join(folder, one)}/{name}"
+                    try:
+                        state = os.stat(f"{one}/{name}", dir_fd=folder_fd, follow_symlinks=False)
+                    except (FileNotFoundError, NotADirectoryError):
+                        found.append((_join(folder, one), None))
+                        continue
+                    found.append((_join(folder, one), _listed(key, state) if stat.S_ISREG(state.st_mode) else None))
+            finally:
+                os.close(folder_fd)
+        yield from found
+
     def loose(self, folder: str = "") -> Iterator[ObjectInfo]:
         """See :meth:`include.archive.stores.base.Store.loose`."""
         for name, state in self._entries(folder):

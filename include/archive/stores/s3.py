@@ -15,6 +15,7 @@ import zlib
 from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -238,6 +239,18 @@ class S3Store:
                     # A console "folder" is an empty object whose key ends with a slash.
                     if key and not key.endswith("/"):
                         yield _listed(key, item)
+
+    def each_folder(self, folder: str, name: str) -> Iterator[tuple[str, ObjectInfo | None]]:
+        """See :meth:`include.archive.stores.base.Store.each_folder`."""
+        prefix = f"{folder}/" if folder else ""
+
+        def below(info: ObjectInfo) -> str:
+            first, slash, _ = info.key[len(prefix) :].partition("/")
+            return prefix + first if slash else ""
+
+        for one, infos in groupby(self.list(prefix), below):
+            if one:
+                yield one, next((info for info in infos if info.key == f"{one}/{name}"), None)
 
     def loose(self, folder: str = "") -> Iterator[ObjectInfo]:
         """See :meth:`include.archive.stores.base.Store.loose`."""

@@ -389,6 +389,30 @@ def test_what_was_begun_can_be_listed_and_discarded(archive: Archive) -> None:
         writer.abort()
 
 
+def test_each_folder_with_one_object_of_it(archive: Archive) -> None:
+    for key in (
+        "day/b/m.json",
+        "day/a/x/m.json",
+        "day/c/m.json",
+        "day/c/a.wav",
+        "day/m.json",
+        "m.json",
+        "dayz/d/m.json",
+    ):
+        archive.put(key, b"12345")
+    found = list(archive.store.each_folder("day", "m.json"))
+    assert [(folder, info and info.key) for folder, info in found] == [
+        ("day/a", None),
+        ("day/b", "day/b/m.json"),
+        ("day/c", "day/c/m.json"),
+    ]
+    assert [info for _, info in found if info] == [
+        info for info in archive.store.list("day/") if info.key.count("/") == 2
+    ][::2]
+    assert [folder for folder, _ in archive.store.each_folder("", "m.json")] == ["day", "dayz"]
+    assert list(archive.store.each_folder("nothing", "m.json")) == []
+
+
 def test_loose_objects(archive: Archive) -> None:
     for key in ("a.txt", "day/b.txt", "day/recording/c.txt", "z.txt"):
         archive.put(key, b"x")
