@@ -22,6 +22,7 @@ from airflow.sdk import RetryPolicy
 from airflow.sdk.definitions.retry_policy import RetryDecision
 
 from include.errors import CodedError
+from include.provider.metrics import ERRORS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -100,6 +101,7 @@ def error_reported(context: Context) -> Iterator[None]:
     try:
         yield
     except CodedError as error:
+        ERRORS.add(code=error.code)
         report: dict[str, Any] = {"code": error.code, "message": error.message}
         if owed := getattr(error, "owed", None):
             report["owed"] = owed

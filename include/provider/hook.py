@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseHook
 
 from include.provider import settings
+from include.provider.metrics import SERVICES, TASKS, ApiCalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -57,7 +58,10 @@ class RecallHook(BaseHook):
         if self._client is None:
             if self._connection is None:
                 self._connection = self.get_connection(self.recall_conn_id)
-            self._client = client_of(self._connection, settings.REQUEST_SHARE.get, patience=TURN_SECONDS)
+            observer = ApiCalls(TASKS)
+            self._client = client_of(
+                self._connection, settings.REQUEST_SHARE.get, patience=TURN_SECONDS, observer=observer
+            )
         return self._client
 
     async def aget_poller(self, request_share: float) -> Poller:
@@ -72,7 +76,8 @@ class RecallHook(BaseHook):
         # It comes back to everything by itself, so it neither tries again nor queues for long.
         connection = await self.aget_connection(self.recall_conn_id)
         once = RetryPolicy(attempts=1, deadline=30.0)
-        return Poller(client_of(connection, request_share, retry=once), request_share)
+        client = client_of(connection, request_share, retry=once, observer=ApiCalls(SERVICES))
+        return Poller(client, request_share)
 
     def test_connection(self) -> tuple[bool, str]:
         """Ask Recall whether it knows the key; Airflow's Test button shows the answer."""

@@ -14,7 +14,7 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowSkipException
 
 from include.errors import CodedError
-from include.provider import awaited, settings
+from include.provider import awaited, metrics, settings
 from include.provider.assets import RECORDING_ARCHIVED
 from include.provider.errors import ERROR_KEY, RecallRetryPolicy, UnsupportedPlatformError, error_reported
 from include.provider.hook import RecallHook, folder_of, get_store
@@ -24,10 +24,11 @@ from include.provider.params import given
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
 
     from include.archive.copy import Stop
-    from include.provider.transfer import Ends
+    from include.provider.transfer import Batch, Ends, Settled
     from include.recall.client import RecallClient
     from include.recall.models import AudioArtifact, Bot
 
@@ -303,6 +304,7 @@ class RecallArchiveParticipantOperator(BaseOperator):
         self.aws_conn_id = aws_conn_id
         self._stop: Stop | None = None
         self._copying = False
+        self._archived: tuple[Ends, Batch, list[dict[str, Any]]] | None = None
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Copy the batch's parts."""
@@ -321,11 +323,19 @@ class RecallArchiveParticipantOperator(BaseOperator):
                     batch,
                     stop=stop,
                     show=lambda label: show_label(context, label),
+                    done=metrics.part_done,
                     known=unsealed(self, context),
                 )
             finally:
                 self._copying = False
+            self._archived = ends, batch, receipts
             return fit_for_xcom(receipts)
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
+        """Tell OpenLineage what was copied, see :mod:`include.provider.lineage`."""
+        from include.provider.lineage import archived, to_openlineage
+
+        return to_openlineage(self._archived and archived(*self._archived))
 
     def on_kill(self) -> None:
         """End the copy, which takes back what it began and fails.
@@ -376,6 +386,7 @@ class RecallSettleRecordingOperator(BaseOperator):
         self.archived = archived
         self.recall_conn_id = recall_conn_id
         self.aws_conn_id = aws_conn_id
+        self._settled: tuple[Ends, Settled] | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Settle the recording, or fail with what it lacks."""
@@ -404,14 +415,22 @@ class RecallSettleRecordingOperator(BaseOperator):
                     reasons=self._reasons(context),
                     artifact_ids=self.recording.get("artifact_ids", ()),
                 )
+                metrics.MEETINGS.add(outcome=settled.outcome)
                 context["outlet_events"][RECORDING_ARCHIVED].extra = settled.to_dict()
                 if settled.outcome == "archived_with_gaps" and (manifest := load(ends.store, folder)) is not None:
                     notify_gaps(context, manifest, self.folder_url)
             else:
                 self.outlets = []  # nothing new, so nothing to announce
+            self._settled = ends, settled
             awaited.forget(context, bot_id, recording_id)
             self.log.info("Recording %s: %s, %d parts in %s", recording_id, settled.outcome, settled.parts, folder)
             return settled.to_dict()
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
+        """Tell OpenLineage what is settled, see :mod:`include.provider.lineage`."""
+        from include.provider.lineage import settled, to_openlineage
+
+        return to_openlineage(self._settled and settled(*self._settled))
 
     def _reasons(self, context: Context) -> dict[tuple[str, str | None], str]:
         """Return the code with which each part, or each whole artifact, failed in the tasks before."""

@@ -20,9 +20,11 @@ from include.provider.params import given
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
 
     from include.provider.purge import Request
+    from include.provider.transfer import Ends
 
 LOOK_BACK = timedelta(days=31)
 """How far back a daily run looks, unless it is told; older recordings are found by a run with dates."""
@@ -161,6 +163,7 @@ class RecallDeleteAtSourceOperator(BaseOperator):
         self.approval = approval
         self.recall_conn_id = recall_conn_id
         self.aws_conn_id = aws_conn_id
+        self._deleted: tuple[Ends, str, str] | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Prove, then delete."""
@@ -184,8 +187,15 @@ class RecallDeleteAtSourceOperator(BaseOperator):
             if not agreed(self.approval) and (self.approval or settings.DELETE_NEEDS_APPROVAL.get()):
                 raise CodedError(f"recording {recording_id} is not deleted: nobody has agreed", code="not_approved")
             deleted = delete_at_source(ends, recording_id, folder, scope=scope, approved_by=approver(self.approval))
+            self._deleted = ends, recording_id, folder
             self.log.info("Recording %s is deleted at Recall (%s): %s", recording_id, scope, deleted.receipt_uri)
             return asdict(deleted)
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
+        """Tell OpenLineage what is gone at Recall, see :mod:`include.provider.lineage`."""
+        from include.provider.lineage import deleted, to_openlineage
+
+        return to_openlineage(self._deleted and deleted(*self._deleted))
 
 
 class RecallFindPersonOperator(BaseOperator):
@@ -258,6 +268,7 @@ class RecallPurgeOperator(BaseOperator):
         self.at_source = at_source
         self.recall_conn_id = recall_conn_id
         self.aws_conn_id = aws_conn_id
+        self._purged: tuple[Ends, str, str, list[int]] | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Rewrite the manifest, then remove the objects, then what is at the source."""
@@ -280,7 +291,14 @@ class RecallPurgeOperator(BaseOperator):
             if is_true(self.at_source):
                 gone = purge_at_source(ends, recording_id, folder, approved_by=approver(self.approval))
             self.log.info("Recording %s: participants %s removed, %d objects", recording_id, whom, objects)
+            self._purged = ends, recording_id, folder, list(whom)
             return asdict(Purged(recording_id, list(whom), objects, gone))
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any]:
+        """Tell OpenLineage who is no longer in the archive, see :mod:`include.provider.lineage`."""
+        from include.provider.lineage import purged, to_openlineage
+
+        return to_openlineage(self._purged and purged(*self._purged))
 
 
 class RecallPurgeReceiptOperator(BaseOperator):

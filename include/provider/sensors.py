@@ -16,6 +16,7 @@ from include.provider.assets import RECALL_MEETINGS
 from include.provider.errors import BadParamsError, RecallRetryPolicy, error_reported
 from include.provider.hook import RecallHook, folder_of, get_store
 from include.provider.links import RecallBotLink
+from include.provider.metrics import WAIT
 from include.provider.params import given
 from include.provider.sealing import SEALED_KEY, sealed_links
 from include.provider.triggers import STATUS_KEY, RecallRecordingTrigger
@@ -130,6 +131,7 @@ class RecallRecordingSensor(BaseSensorOperator):
         recordings = event.get("recordings")
         if not isinstance(recordings, list):
             raise CodedError("the trigger came back with an unknown event", code="bad_event", permanent=False)
+        WAIT.took(event.get("waited") or 0.0)
         self._leave_unwanted(context)
         self._hand_on(context, event.get("sealed"))
         return self._conclude(recordings)
@@ -200,6 +202,7 @@ class RecallRecordingSensor(BaseSensorOperator):
             return self._lost(error)
         if seen is None:
             return None
+        WAIT.took(time.time() - started_at)
         self._leave_unwanted(context, seen.recordings[0].source if seen.recordings else None)
         self._hand_on(context, sealed_links(seen))
         return self._conclude([one.to_dict() for one in seen.recordings])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator, CronDataIntervalTimetable, DeltaDataIntervalTimetable
 
-from include.provider import awaited, settings
+from include.provider import awaited, metrics, settings
 from include.provider.assets import RECALL_MEETINGS
 from include.provider.errors import BadParamsError, RecallRetryPolicy, error_reported
 from include.provider.hook import RecallHook, get_store
@@ -149,6 +149,8 @@ class RecallFindRecordingsOperator(BaseOperator):
                 if dates is None:
                     self._tell(context, finding, store)
                     State(finding.walked_at, finding.owed).save(rows)
+                    metrics.SWEEP_FOUND.set(len(finding.wanted))
+                    metrics.SWEEP_OWED.set(len(finding.owed))
                 else:
                     settled = {*finding.archived, *finding.failed, *finding.gone, *finding.left_out}
                     owed = {key: one for key, one in {**finding.owed, **state.owed}.items() if key not in settled}
@@ -286,6 +288,9 @@ class RecallStartArchivingOperator(BaseOperator):
                 done["would_start"] = done.pop("started")
             summary = _summary(done, self.found)
             self.log.info("%s", _table(summary))
+            if not is_plan and dates_of(context) is None:
+                for kind, number in summary["counts"].items():
+                    metrics.SWEEP.set(number, kind=kind)
             if is_plan:
                 summary["plan"] = planned[:MOST_IDS]
                 for one in planned:

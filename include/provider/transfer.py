@@ -23,6 +23,7 @@ from include.archive.errors import ContentConflictError, StorageError
 from include.archive.layout import MANIFEST_NAME, part_stem, participant_folder
 from include.errors import CodedError
 from include.provider.errors import PartsOwedError
+from include.provider.progress import Progress
 from include.recall.errors import RecallError, RecallMediaDeletedError, RecallMediaFailedError, RecallNotFoundError
 from include.recall.parts import list_parts, open_part
 
@@ -158,12 +159,14 @@ def archive(
     *,
     stop: Stop,
     show: Callable[[str], None] = lambda label: None,
+    done: Callable[[StoredPart, float], None] = lambda part, seconds: None,
     known: Mapping[str, AudioArtifact] | None = None,
 ) -> list[dict[str, Any]]:
     """Archive every part of a batch's participants; what fails doesn't keep the rest from being stored.
 
     :param stop: set it to end the copy.
     :param show: called with the participants' names as soon as they are known.
+    :param done: called, from any thread, with each part that is in the archive, and the seconds that it took.
     :param known: artifacts read a while ago, by id; the API is asked for one only if its link is refused.
     :return: a receipt for each part: ``artifact_id``, ``part_id`` and ``stored``, the fields of :class:`StoredPart`.
     :raises CodedError: some parts could not be stored; its ``owed`` names each with its own code.
@@ -186,6 +189,7 @@ def archive(
     shelf = survey(ends.store, folders, tidy=True)
 
     def copy(artifact: AudioArtifact, part: AudioPart) -> StoredPart:
+        progress = Progress(part.participant.id, part.id)
         stored = archive_body(
             open_part(ends.client, ends.media, artifact.id, part),
             ends.store,
@@ -197,9 +201,10 @@ def archive(
             pcm=pcm,
             shelf=shelf,
             stop=stop,
+            progress=progress,
             expected_sha256=proven.get((artifact.id, part.id)),
         )
-        log.info("Part %s: %s as %s, %d bytes", part.id, stored.action, stored.key, stored.bytes)
+        done(stored, progress.done(stored))
         return stored
 
     receipts: list[dict[str, Any]] = []

@@ -32,8 +32,9 @@ _WAITING: dict[Hashable, dict[RecallRecordingTrigger, None]] = {}
 class RecallRecordingTrigger(BaseEventTrigger):
     """Fire once, when a bot's recordings and their separate audio are settled, or can't become so.
 
-    The event is ``{"recordings": [...], "sealed": {...}}`` (see :meth:`include.recall.watch.WatchedRecording.to_dict`
-    and :func:`include.provider.sealing.seal`) or ``{"error": {"code": …, "message": …}}``.
+    The event is ``{"recordings": [...], "sealed": {...}, "waited": seconds}`` (see
+    :meth:`include.recall.watch.WatchedRecording.to_dict` and :func:`include.provider.sealing.seal`) or
+    ``{"error": {"code": …, "message": …}}``.
     Passing faults are waited out; the deadline bounds them too. Class path and arguments
     are stored with deferred tasks: arguments are only ever added, with defaults.
 
@@ -143,7 +144,8 @@ class RecallRecordingTrigger(BaseEventTrigger):
                 settled = None if found is None else await self._settled(found)
                 if settled is not None:
                     recordings = [recording.to_dict() for recording in settled.recordings]
-                    yield TriggerEvent({"recordings": recordings, "sealed": sealed_links(settled)})
+                    waited = round(time.monotonic() - self._began, 3)
+                    yield TriggerEvent({"recordings": recordings, "sealed": sealed_links(settled), "waited": waited})
                     return
         except CodedError as error:
             yield TriggerEvent({"error": {"code": error.code, "message": error.message}})

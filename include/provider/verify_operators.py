@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator, CronTriggerTimetable, DeltaTriggerTimetable
 
-from include.provider import settings
+from include.provider import metrics, settings
 from include.provider.errors import (
     ArchiveDamagedError,
     BadParamsError,
@@ -216,6 +216,7 @@ class RecallReportVerificationOperator(BaseOperator):
             self.report_url = page_url(f"{FOLDER}/{task.run}")
             totals = report.document["totals"]
             self.log.info("Report %s: %s", store.uri(report.key), totals)
+            metrics.verified(totals, report.unrepaired)
             error = self._verdict(report)
             if report.harmful or error is not None:
                 self._tell(context, report, error)

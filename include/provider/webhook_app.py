@@ -24,6 +24,7 @@ from starlette.requests import ClientDisconnect
 
 from include.provider import runs
 from include.provider.hook import RecallHook
+from include.provider.metrics import SERVICES, WEBHOOKS
 from include.recall.errors import RecallConfigError, RecallEventError, RecallSignatureError
 from include.recall.webhooks import parse, read_headers, verify
 
@@ -184,11 +185,13 @@ class Receiver:
         """Answer: 202 for a run that was started, 200 for any other genuine event, else an error that says why."""
         try:
             outcome = await self._receive(request)
+            WEBHOOKS.add(at=SERVICES, outcome=outcome)
             return JSONResponse({"outcome": outcome}, STATUS[outcome])
         except ClientDisconnect:
             return Response(status_code=400)  # nobody reads it
         except _Answer as answer:
             self._count(answer.reason)
+            WEBHOOKS.add(at=SERVICES, outcome=answer.reason)
             headers = {"Connection": "close"} if answer.close else None
             return JSONResponse({"error": answer.reason}, answer.status, headers)
 

@@ -82,6 +82,20 @@ class RequestBudget(Protocol):
         """Take note that the API asked everyone to stay away for so long."""
 
 
+class Observer(Protocol):
+    """Is told what a client's requests come to."""
+
+    def answered(self, kind: RequestKind, result: str, *, again: bool) -> None:
+        """Take note of a request.
+
+        :param result: ``ok``, or the code of what went wrong.
+        :param again: whether the call had sent one before.
+        """
+
+    def waited(self, kind: RequestKind, seconds: float) -> None:
+        """Take note that a request had to wait for its turn in the budget."""
+
+
 class _Adapter(HTTPAdapter):
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
@@ -121,6 +135,7 @@ class RecallClient:
     :param connect_timeout: seconds for one connection.
     :param read_timeout: seconds for one whole reply.
     :param patience: seconds that a call may wait for its turn in the budget, before its deadline begins to run.
+    :param observer: is told of every request; nobody by default.
     :ivar calls: how many requests were sent, by the limit that they count against.
     :raises RecallConfigError: the key or base URL can't be used.
     """
@@ -138,6 +153,7 @@ class RecallClient:
         connect_timeout: float = 10.0,
         read_timeout: float = 30.0,
         patience: float = 0.0,
+        observer: Observer | None = None,
     ) -> None:
         redact_http_logs()
         key = api_key.strip()
@@ -154,6 +170,7 @@ class RecallClient:
         self._connect_timeout = connect_timeout
         self._read_timeout = read_timeout
         self._patience = patience
+        self._observer = observer
         self._proxies = {"https": https_proxy} if https_proxy else {}
         self._verify = ca_bundle or True
         self._headers = {
@@ -358,18 +375,31 @@ class RecallClient:
         if has_turn:
             self._wait_for_budget(kind, self._retry.clock() + self._patience)
 
+        tries = 0
+
         def attempt(end: float) -> object:
-            nonlocal has_turn
+            nonlocal has_turn, tries
             if not has_turn:
                 self._wait_for_budget(kind, end)
             has_turn = False
             self.calls[kind] += 1
-            reply = self._send(method, url, headers, body, end)
-            if 300 <= reply.status < 400:
-                reply = self._send(method, self._redirected(method, url, reply), headers, body, end)
-            return self._read(reply, f"{method} {url.split('?', 1)[0].removeprefix(self.base_url)}", kind)
+            tries += 1
+            try:
+                reply = self._send(method, url, headers, body, end)
+                if 300 <= reply.status < 400:
+                    reply = self._send(method, self._redirected(method, url, reply), headers, body, end)
+                answer = self._read(reply, f"{method} {url.split('?', 1)[0].removeprefix(self.base_url)}", kind)
+            except RecallError as error:
+                self._tell(kind, error.code, tries)
+                raise
+            self._tell(kind, "ok", tries)
+            return answer
 
         return (replace(self._retry, attempts=1) if once else self._retry).run(attempt)
+
+    def _tell(self, kind: RequestKind, result: str, tries: int) -> None:
+        if self._observer is not None:
+            self._observer.answered(kind, result, again=tries > 1)
 
     def _wait_for_budget(self, kind: RequestKind, end: float) -> None:
         if self._budget is None:
@@ -382,6 +412,8 @@ class RecallClient:
             )
         if wait > 0:
             self._retry.sleep(wait)
+            if self._observer is not None:
+                self._observer.waited(kind, wait)
 
     def _send(self, method: str, url: str, headers: Mapping[str, str], body: bytes | None, end: float) -> _Reply:
         left = max(0.01, end - self._retry.clock())

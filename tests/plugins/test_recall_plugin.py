@@ -190,7 +190,7 @@ def test_a_task_that_loads_plugins_does_not_build_the_app() -> None:
     program = (
         "import sys, airflow.sdk.execution_time.task_runner; before = set(sys.modules); "
         "from airflow.sdk import plugins_manager as manager; plugins, errors = manager._get_plugins(); "
-        "assert [p.name for p in plugins] == ['recall'], errors; print('\\n'.join(set(sys.modules) - before))"
+        "assert 'recall' in [p.name for p in plugins], errors; print('\\n'.join(set(sys.modules) - before))"
     )
     settings = {"PYTHONPATH": str(ROOT), "AIRFLOW__CORE__PLUGINS_FOLDER": str(ROOT / "plugins")}
     printed = subprocess.run(
