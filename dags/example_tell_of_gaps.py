@@ -18,7 +18,6 @@ DAYS = 7
 
 @dag(
     schedule="0 7 * * 1",
-    start_date=datetime(2026, 1, 1, tzinfo=timezone.utc),
     catchup=False,
     tags=["recall", "example"],
     doc_md=__doc__,

@@ -48,7 +48,7 @@ def _row(setting: settings.Setting[Any]) -> list[str]:
 
 def _default(value: Any) -> str:
     if value in (None, "") or (isinstance(value, (tuple, dict)) and not value):
-        return "none"
+        return "unset"
     if value == settings.ARCHIVE_URI.default:
         return "the folder `archive` beside `include`"
     if isinstance(value, bool):

@@ -16,7 +16,7 @@ def test_every_setting_is_a_row_that_says_what_it_takes() -> None:
     assert [row[0] for row in rows] == [f"`{setting.name}`" for setting in settings.SETTINGS]
     assert all(len(row) == 4 and all(row) for row in rows)
     by_name = {row[0].strip("`"): row[1:] for row in rows}
-    assert by_name["recall_poll_seconds"][:2] == ["none", "a number from 0.1 to 3600"]
+    assert by_name["recall_poll_seconds"][:2] == ["unset", "a number from 0.1 to 3600"]
     assert by_name["recall_wait_timeout_seconds"][:2] == ["`86400`", "a number from 1 to 2678400"]
     assert by_name["recall_delete_at_source"][:2] == ["`off`", "off, audio_separate or recording"]
     assert by_name["recall_notify_names"][0] == "`false`"
