@@ -335,6 +335,8 @@ class RecallArchiveParticipantOperator(BaseOperator):
         """Tell OpenLineage what was copied, see :mod:`include.provider.lineage`."""
         from include.provider.lineage import archived, to_openlineage
 
+        # Airflow tells of the task instance as well, whose label is the participants' names. It is stored by now.
+        task_instance.rendered_map_index = None
         return to_openlineage(self._archived and archived(*self._archived))
 
     def on_kill(self) -> None:
@@ -462,7 +464,8 @@ def show_label(context: Context, label: str) -> None:
     """Name the mapped task instance now, not only when it ends.
 
     ``map_index_template="{{ task_label }}"`` renders the same at the end, which Airflow tells its API server only where
-    it differs.
+    it differs. A label may be names, so it is left out where Airflow logs the whole task instance, as it does with each
+    result.
     """
     from airflow.sdk.execution_time.comms import SetRenderedMapIndex
     from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS
@@ -472,3 +475,4 @@ def show_label(context: Context, label: str) -> None:
     if ti.rendered_map_index != label:
         SUPERVISOR_COMMS.send(SetRenderedMapIndex(rendered_map_index=label))
         ti.rendered_map_index = label
+    type(ti).model_fields["rendered_map_index"].repr = False

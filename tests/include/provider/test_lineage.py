@@ -36,9 +36,13 @@ class DagRun:
     run_id = "manual__1"
 
 
+class TaskInstance:
+    rendered_map_index: str | None = "Ada"
+
+
 def told(operator: BaseOperator, state: TaskInstanceState = TaskInstanceState.SUCCESS) -> dict[str, Any]:
     """Return what is told of an operator that has ended, as it would be sent."""
-    found = ExtractorManager().extract_metadata(DagRun(), operator, state, None)
+    found = ExtractorManager().extract_metadata(DagRun(), operator, state, TaskInstance())
     return {name: [json.loads(Serde.to_json(one)) for one in getattr(found, name)] for name in ("inputs", "outputs")}
 
 
