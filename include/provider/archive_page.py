@@ -19,7 +19,7 @@ from airflow.api_fastapi.auth.managers.models.base_user import BaseUser  # noqa:
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
 from airflow.api_fastapi.core_api.security import bearer_scheme, get_user, requires_access_dag
 from fastapi import APIRouter, Depends, HTTPException, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials  # noqa: TC002
 
 from include.archive import manifest as manifests
@@ -27,7 +27,7 @@ from include.archive.audio import MEDIA_TYPE_OF_EXTENSION, UNKNOWN
 from include.archive.errors import ManifestError, StorageDeniedError
 from include.archive.layout import MANIFEST_NAME, is_key, is_recording_folder
 from include.errors import CodedError
-from include.provider import settings, verification
+from include.provider import glance, glance_html, settings, verification
 from include.provider.archive_html import (
     CONTENT_SECURITY_POLICY,
     MOST_ROWS,
@@ -59,7 +59,6 @@ _HEADERS = {
 }
 # By what our own keys end in, never by what somebody wrote into a manifest: nothing here is a type that a browser runs.
 _MEDIA_TYPES = {**MEDIA_TYPE_OF_EXTENSION, MANIFEST_NAME.rpartition(".")[2]: manifests.MANIFEST_MEDIA_TYPE}
-_RUN = re.compile(r"[0-9]{8}t[0-9]{6}z-[0-9a-f]{6}")
 _REPORT = re.compile(r"report(-[0-9]{1,3})?\.json|[0-9]{2}-[0-9a-f]{8}\.jsonl")
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 
@@ -91,7 +90,9 @@ router = APIRouter(prefix=PREFIX, dependencies=[Depends(may_read)])
 # Not async: a store blocks, so all of this runs in the server's threads, a body chunk by chunk.
 @router.api_route("/{place:path}", methods=["GET", "HEAD"])
 def show(place: str, request: Request, download: bool = False) -> Response:
-    """Answer with a recording's page (``dt=…/recording=…/``), with an object below it, or with verifications."""
+    """Answer with all meetings, a recording's page (``dt=…/recording=…/``), an object below it, or verifications."""
+    if not place:
+        return _glance(request)
     above = f"{verification.FOLDER}/"
     if place == verification.FOLDER:
         raise HTTPException(308, headers={"Location": f"{verification.FOLDER.rpartition('/')[2]}/"})
@@ -105,6 +106,17 @@ def show(place: str, request: Request, download: bool = False) -> Response:
     except CodedError as error:
         log.warning("No answer for %s: %s", place, error)
         raise HTTPException(502 if error.permanent else 503, str(error)) from None
+
+
+def _glance(request: Request) -> Response:
+    try:
+        if "standing" in request.query_params:
+            return JSONResponse(glance.standing(open_archive), headers=_HEADERS)
+        page = glance_html.page(glance.view(request.query_params, open_archive))
+    except CodedError as error:
+        log.warning("No answer about the whole archive: %s", error)
+        raise HTTPException(502 if error.permanent else 503, str(error)) from None
+    return _html(page, policy=glance_html.CONTENT_SECURITY_POLICY)
 
 
 def open_archive() -> Store:
@@ -137,7 +149,7 @@ def _split(place: str) -> tuple[str, str]:
 def _split_report(place: str) -> tuple[str, str]:
     """Return the name of a verification, empty for the list of them, and of one of its files, empty for its page."""
     run, slash, name = place.partition("/")
-    if (run and not _RUN.fullmatch(run)) or (name and not _REPORT.fullmatch(name)):
+    if (run and not verification.RUN_NAME.fullmatch(run)) or (name and not _REPORT.fullmatch(name)):
         raise HTTPException(404)
     if run and not slash:
         raise HTTPException(308, headers={"Location": f"{run}/"})
@@ -170,8 +182,10 @@ def _page(store: Store, folder: str) -> Response:
     return _html(page, status)
 
 
-def _html(page: str, status: int = 200) -> Response:
-    headers = {**_HEADERS, "Content-Security-Policy": CONTENT_SECURITY_POLICY}
+def _html(page: str, status: int = 200, policy: str = CONTENT_SECURITY_POLICY) -> Response:
+    # Airflow shows all of this in a frame of its own.
+    policy = policy.replace("frame-ancestors 'none'", "frame-ancestors 'self'")
+    headers = {**_HEADERS, "Content-Security-Policy": policy}
     return Response(page, status, headers, media_type="text/html; charset=utf-8")
 
 

@@ -1,4 +1,4 @@
-"""The runs of ``archive_meeting`` that a webhook starts: their params, and how one is started where the database is."""
+"""The runs of ``archive_meeting`` that start by themselves, and what is known between runs, where the database is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from include.provider.assets import RECALL_MEETINGS
 from include.provider.awaited import run_id_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sqlalchemy.orm import Session
+
+    from include.provider.sweep import State as SweepState
 
 DAG_ID = "archive_meeting"
 STARTED = "started"
@@ -81,6 +85,30 @@ def start_run(recording_id: str, user: str) -> str:
     return STARTED
 
 
+def sweep_state() -> SweepState:
+    """Return what the last sweep left behind. For Airflow's API server, not for tasks."""
+    from airflow.utils.session import create_session
+
+    from include.provider.sweep import State
+
+    with create_session(scoped=False) as session:
+        return State.load(_Rows(session))
+
+
+def states_of(recording_ids: Sequence[str]) -> dict[str, str]:
+    """Return the states of the automatic runs of some recordings, of those that have one. For Airflow's API server."""
+    from airflow.models.dagrun import DagRun
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    ids = {run_id_of(one): one for one in recording_ids}
+    with create_session(scoped=False) as session:
+        found = session.execute(
+            select(DagRun.run_id, DagRun.state).where(DagRun.dag_id == DAG_ID, DagRun.run_id.in_(ids))
+        )
+        return {ids[run_id]: str(state) for run_id, state in found}
+
+
 def _state(session: Session, run_id: str) -> str | None:
     from airflow.models.dagrun import DagRun
     from sqlalchemy import select
@@ -101,19 +129,28 @@ def _check_dag(session: Session) -> None:
 
 
 def _is_awaited(session: Session, subject: str) -> bool:
-    import json
-
-    from airflow._shared.state import AssetScope
-    from airflow.models.asset import AssetModel
-    from airflow.state import get_state_backend
-    from sqlalchemy import select
-
-    asset_id = session.scalar(
-        select(AssetModel.id).where(AssetModel.name == RECALL_MEETINGS.name, AssetModel.active.has())
-    )
-    if asset_id is None:
-        return False
-    stored = get_state_backend().get(AssetScope(asset_id=asset_id), subject, session=session)
-    run_id = None if stored is None else json.loads(stored)
+    run_id = _Rows(session).get(subject)
     # A run that has ended waits for nothing, whatever it left behind.
     return isinstance(run_id, str) and _state(session, run_id) in {"queued", "running"}
+
+
+class _Rows:
+    """What is known about the workspace's meetings between runs, read where the database is."""
+
+    def __init__(self, session: Session) -> None:
+        from airflow.models.asset import AssetModel
+        from sqlalchemy import select
+
+        active = select(AssetModel.id).where(AssetModel.name == RECALL_MEETINGS.name, AssetModel.active.has())
+        self._session, self._asset_id = session, session.scalar(active)
+
+    def get(self, key: str) -> Any:
+        import json
+
+        from airflow._shared.state import AssetScope
+        from airflow.state import get_state_backend
+
+        if self._asset_id is None:
+            return None
+        stored = get_state_backend().get(AssetScope(asset_id=self._asset_id), key, session=self._session)
+        return None if stored is None else json.loads(stored)

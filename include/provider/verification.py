@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -33,6 +34,9 @@ log = logging.getLogger(__name__)
 
 FOLDER = "reports/verify"
 """Where verifications leave their reports, each in a folder of its own."""
+
+RUN_NAME = re.compile(r"[0-9]{8}t[0-9]{6}z-[0-9a-f]{6}")
+"""What :func:`run_name` returns."""
 
 REPORT_VERSION = 1
 
@@ -207,7 +211,7 @@ def write_report(
             kept.append(one)
 
     for result in results:
-        for line in _lines(store, result["details"]):
+        for line in lines(store, result["details"]):
             for one in line["findings"]:
                 take(one)
     if not any(scope.values()):
@@ -256,7 +260,11 @@ def report(store: Store, run: str) -> dict[str, Any] | None:
     return None
 
 
-def _lines(store: Store, key: str) -> Iterator[dict[str, Any]]:
+def lines(store: Store, key: str) -> Iterator[dict[str, Any]]:
+    """Yield what a chunk's file says of each recording.
+
+    :raises StorageUnavailableError: when it ends in the middle of a line.
+    """
     rest = b""
     for chunk in store.read(key):
         *lines, rest = (rest + chunk).split(b"\n")

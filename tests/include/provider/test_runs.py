@@ -6,6 +6,7 @@ import json
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from sqlalchemy import delete, event, select, update
 
 from include.provider import runs
 from include.provider.assets import RECALL_MEETINGS
+from include.provider.sweep import Owed, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -171,3 +173,34 @@ def test_servers_that_start_the_same_run_at_once_start_it_once() -> None:
     assert met
     assert sorted(outcomes) == ["exists", "started"]
     assert set(found()) == {"recording__rec-1"}
+
+
+# -- what the pages ask ----------------------------------------------------------------------------------------------
+
+
+class Rows:
+    """The rows as a task writes them."""
+
+    def get(self, key: str) -> Any:
+        with create_session() as session:
+            return runs._Rows(session).get(key)
+
+    set = staticmethod(awaits)
+
+    def delete(self, key: str) -> None: ...
+
+
+def test_what_the_last_sweep_left_owed() -> None:
+    assert runs.sweep_state() == State()
+    owed = {f"rec-{number}": Owed(1000 + number, 2000 if number % 2 else None, True) for number in range(900)}
+    left = State(datetime(2026, 3, 4, tzinfo=timezone.utc), owed)
+    left.save(Rows())
+    assert runs.sweep_state() == left
+
+
+def test_the_states_of_some_recordings_runs() -> None:
+    assert runs.states_of(["rec-1"]) == {}
+    for number in (1, 2, 3):
+        start(f"rec-{number}")
+    set_state("recording__rec-2", "failed")
+    assert runs.states_of(["rec-1", "rec-2", "rec-9"]) == {"rec-1": "queued", "rec-2": "failed"}
