@@ -25,6 +25,13 @@ SEAL_SECONDS = 3600
 """How long a seal can be opened; Recall's own links work for some hours."""
 
 
+class Sealed(dict[str, str]):
+    """What :func:`seal` returned, where it may be logged: Airflow logs the event of each trigger as a whole."""
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} sealed links>"
+
+
 def seal(artifacts: Iterable[AudioArtifact]) -> dict[str, str]:
     """Encrypt the links of artifacts for XCom.
 

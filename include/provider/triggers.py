@@ -11,7 +11,7 @@ from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from include.errors import CodedError
 from include.provider import settings
-from include.provider.sealing import sealed_links
+from include.provider.sealing import Sealed, sealed_links
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Mapping
@@ -144,8 +144,8 @@ class RecallRecordingTrigger(BaseEventTrigger):
                 settled = None if found is None else await self._settled(found)
                 if settled is not None:
                     recordings = [recording.to_dict() for recording in settled.recordings]
-                    waited = round(time.monotonic() - self._began, 3)
-                    yield TriggerEvent({"recordings": recordings, "sealed": sealed_links(settled), "waited": waited})
+                    sealed, waited = Sealed(sealed_links(settled)), round(time.monotonic() - self._began, 3)
+                    yield TriggerEvent({"recordings": recordings, "sealed": sealed, "waited": waited})
                     return
         except CodedError as error:
             yield TriggerEvent({"error": {"code": error.code, "message": error.message}})

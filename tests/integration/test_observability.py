@@ -103,7 +103,7 @@ def test_a_days_work_is_counted(told: Told) -> None:
     assert counted["recall.meetings.archived"] == 1
     assert counted["recall.errors.bot_fatal"] == 1
     assert counted["recall.webhooks.webhook_unsigned"] == 1
-    assert counted["recall.verify.objects"] == 3
+    assert counted["recall.verify.objects"] >= 3
     assert counted["recall.api.calls.retrieve.ok"] > counted["recall.api.calls.list.ok"] > 0
     times = told.metrics.ours("ms")
     assert len(times["recall.part_duration"]) == 3
@@ -149,5 +149,5 @@ def test_nothing_that_is_told_names_anybody(told: Told) -> None:
     assert told.logs
     said = [json.dumps(told.events), *told.metrics.lines, *told.logs.values()]
     for one in said:
-        for secret in (*NAMES, API_KEY, WEBHOOK_SECRET, "token="):
+        for secret in (*NAMES, API_KEY, WEBHOOK_SECRET, "token=", "gAAAA"):  # the last begins a sealed link
             assert secret not in one
