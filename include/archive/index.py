@@ -185,7 +185,7 @@ class Standing:
     :param complete_at: everything that was in the archive at that moment is in the view; None before the first complete
         listing, while recordings may be missing from it.
     :param recent_at: the same for the recent days.
-    :param complete_seconds: how long the last complete refresh took.
+    :param complete_seconds: how long the last complete refresh took; 0 for the first one, which had to read everything.
     :param days: how many days a complete refresh under way has done, of how many; None when none is.
     :param error: what the last refresh failed of, and ``error_at`` when; None when it did not.
     """
@@ -340,7 +340,8 @@ class Index:
     def _refresh(self, store: Store, complete: bool, rest: Callable[[], None]) -> None:
         began, clock = time.time(), time.monotonic()
         with closing(self._open()) as database:
-            complete = complete or _note(database, "complete_at") is None
+            is_first = _note(database, "complete_at") is None
+            complete = complete or is_first
             days = sorted((day for day in store.folders() if _DAY.fullmatch(day)), reverse=True)
             known = {day for (day,) in database.execute("SELECT DISTINCT day FROM meeting")} - {LOST_FOLDER}
             for day in known.difference(days):
@@ -359,7 +360,7 @@ class Index:
             _set(database, "recent_at", repr(began))
             if complete:
                 _set(database, "complete_at", repr(began))
-                _set(database, "complete_seconds", repr(time.monotonic() - clock))
+                _set(database, "complete_seconds", repr(0.0 if is_first else time.monotonic() - clock))
             database.execute("DELETE FROM note WHERE name IN ('days', 'error', 'error_at')")
             database.commit()
             # What left the view is in the write-ahead log until that is folded in.
