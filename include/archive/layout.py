@@ -16,6 +16,9 @@ MANIFEST_NAME = "manifest.json"
 LOST_FOLDER = "lost"
 """Where the archive keeps a note of each recording that was lost before it was archived."""
 
+PAGE_NAME = "meeting.html"
+"""Name of the page that shows a recording's manifest to people, beside it."""
+
 _SAFE_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
 _KEY = re.compile(r"[a-z0-9][a-z0-9/_.=-]{0,899}")
 _FOLDER = re.compile(r"dt=[0-9]{4}-[0-9]{2}-[0-9]{2}/recording=[a-z0-9][a-z0-9_-]{0,99}")

@@ -19,7 +19,7 @@ from include.archive.errors import (
     ManifestVersionError,
     ObjectMissingError,
 )
-from include.archive.layout import MANIFEST_NAME, is_key, safe_id
+from include.archive.layout import MANIFEST_NAME, PAGE_NAME, is_key, safe_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -355,8 +355,8 @@ def buried(store: Store, recording_id: str) -> frozenset[int]:
 
 
 def tidy(store: Store, folder: str) -> None:
-    """Remove what killed writers of a manifest that is there now have left beside it."""
-    store.abort_stale(f"{folder}/{MANIFEST_NAME}".rpartition(".")[0])
+    """Remove what killed writers of a manifest that is there now, and of its page, have left beside it."""
+    store.abort_stale(*(f"{folder}/{name}".rpartition(".")[0] for name in (MANIFEST_NAME, PAGE_NAME)))
 
 
 def load(store: Store, folder: str) -> Manifest | None:
@@ -406,7 +406,7 @@ def check(store: Store, folder: str, manifest: Manifest, *, deep: bool = False) 
             problems.append(
                 Problem(kind=kind, key=part.key, detail=detail, artifact_id=part.artifact_id, part_id=part.part_id)
             )
-    listed = {part.key for part in manifest.parts} | {MANIFEST_NAME}
+    listed = {part.key for part in manifest.parts} | {MANIFEST_NAME, PAGE_NAME}
     for info in store.list(folder + "/"):
         key = info.key[len(folder) + 1 :]
         if key not in listed:

@@ -26,7 +26,7 @@ from include.archive.errors import (
     StoppedError,
     StorageError,
 )
-from include.archive.layout import MANIFEST_NAME, is_key, is_recording_folder, recording_folder, safe_id
+from include.archive.layout import MANIFEST_NAME, PAGE_NAME, is_key, is_recording_folder, recording_folder, safe_id
 from include.archive.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ class Checked:
     :param bytes: how many bytes it lists.
     :param bytes_read: how many bytes of them were read.
     :param proofs: how many objects are proven, by what: ``sha256`` (read) or ``store-checksum``.
+    :param has_page: whether there is a page to show the manifest, where there is one.
     :param findings: what is wrong.
     """
 
@@ -111,6 +112,7 @@ class Checked:
     bytes: int = 0
     bytes_read: int = 0
     proofs: Counter[str] = field(default_factory=Counter)
+    has_page: bool = True
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -275,7 +277,9 @@ class _Look:
                     checked.findings.append(finding)
                 elif proof is not None:
                     checked.proofs[proof] += 1
-            known = {f"{self._folder}/{name}" for name in (MANIFEST_NAME, *(part.key for part in manifest.parts))}
+            names = (MANIFEST_NAME, PAGE_NAME, *(part.key for part in manifest.parts))
+            known = {f"{self._folder}/{name}" for name in names}
+            checked.has_page = any(one.key == f"{self._folder}/{PAGE_NAME}" for one in self._listed)
             checked.findings += [_extra(one, "not in the manifest") for one in self._listed if one.key not in known]
         else:
             self._go_by_notes(checked)

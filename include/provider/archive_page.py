@@ -25,17 +25,11 @@ from fastapi.security import HTTPAuthorizationCredentials  # noqa: TC002
 from include.archive import manifest as manifests
 from include.archive.audio import MEDIA_TYPE_OF_EXTENSION, UNKNOWN
 from include.archive.errors import ManifestError, StorageDeniedError
-from include.archive.layout import MANIFEST_NAME, is_key, is_recording_folder
+from include.archive.layout import MANIFEST_NAME, PAGE_NAME, is_key, is_recording_folder
+from include.archive.meeting_page import CONTENT_SECURITY_POLICY, MOST_ROWS, settled_page, unsettled_page
 from include.errors import CodedError
 from include.provider import glance, glance_html, settings, verification
-from include.provider.archive_html import (
-    CONTENT_SECURITY_POLICY,
-    MOST_ROWS,
-    report_page,
-    reports_page,
-    settled_page,
-    unsettled_page,
-)
+from include.provider.archive_html import report_page, reports_page
 from include.provider.hook import get_store
 from include.provider.runs import DAG_ID
 
@@ -89,8 +83,11 @@ router = APIRouter(prefix=PREFIX, dependencies=[Depends(may_read)])
 
 # Not async: a store blocks, so all of this runs in the server's threads, a body chunk by chunk.
 @router.api_route("/{place:path}", methods=["GET", "HEAD"])
-def show(place: str, request: Request, download: bool = False) -> Response:
-    """Answer with all meetings, a recording's page (``dt=…/recording=…/``), an object below it, or verifications."""
+def show(place: str, request: Request) -> Response:
+    """Answer with all meetings, a recording's page (``dt=…/recording=…/``), an object below it, or verifications.
+
+    The page is made anew from the manifest: what the archive keeps of it is never run on Airflow's own address.
+    """
     if not place:
         return _glance(request)
     above = f"{verification.FOLDER}/"
@@ -102,7 +99,7 @@ def show(place: str, request: Request, download: bool = False) -> Response:
         store = open_archive()
         if is_report:
             return _report(store, folder, name, request)
-        return _object(store, f"{folder}/{name}", request, download=download) if name else _page(store, folder)
+        return _page(store, folder) if name in ("", PAGE_NAME) else _object(store, f"{folder}/{name}", request)
     except CodedError as error:
         log.warning("No answer for %s: %s", place, error)
         raise HTTPException(502 if error.permanent else 503, str(error)) from None
@@ -183,13 +180,11 @@ def _page(store: Store, folder: str) -> Response:
 
 
 def _html(page: str, status: int = 200, policy: str = CONTENT_SECURITY_POLICY) -> Response:
-    # Airflow shows all of this in a frame of its own.
-    policy = policy.replace("frame-ancestors 'none'", "frame-ancestors 'self'")
     headers = {**_HEADERS, "Content-Security-Policy": policy}
     return Response(page, status, headers, media_type="text/html; charset=utf-8")
 
 
-def _object(store: Store, key: str, request: Request, *, download: bool) -> Response:
+def _object(store: Store, key: str, request: Request, *, download: bool = False) -> Response:
     try:
         info = store.stat(key)
     except StorageDeniedError as error:

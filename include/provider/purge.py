@@ -18,6 +18,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from include.archive import manifest as manifests
+from include.archive import meeting_page
 from include.archive.errors import ManifestConflictError, ObjectMissingError
 from include.archive.layout import MANIFEST_NAME, participant_folder, safe_id
 from include.provider.deletion import AUDIO, delete_at_source
@@ -136,6 +137,7 @@ def purge(store: Store, recording_id: str, folder: str, participant_ids: Sequenc
     """
     manifests.bury(store, recording_id, participant_ids)
     _rewrite(store, recording_id, folder, set(participant_ids))
+    meeting_page.renew(store, folder)
     places = [_place(folder, one) for one in participant_ids]
     store.abort_stale_below([place.rstrip("/") for place in places])
     removed = 0

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from include.archive import meeting_page
 from include.archive.audio import PcmFormat
 from include.archive.copy import StoredPart, archive_body, find_stored, survey
 from include.archive.errors import ContentConflictError, IntegrityError, ObjectMissingError, StoppedError
@@ -95,8 +96,14 @@ class Repairer:
             )
         known = {finding.key for finding in checked.findings}
         checked.findings += [finding for key, (finding, _) in self._mended.items() if key not in known]
+        if checked.manifest is not None and not checked.has_page:
+            self._tried(partial(self._shown, checked.folder, checked.manifest))
         left = (None, Outcome())
         return [(one, outcomes.get(id(one)) or self._mended.get(one.key, left)[1]) for one in checked.findings]
+
+    def _shown(self, folder: str, manifest: Manifest) -> Outcome:
+        meeting_page.write(self._opened().store, folder, manifest)
+        return Outcome(action="restored")
 
     def _outcomes(self, checked: Checked) -> Iterator[tuple[Finding, Outcome]]:
         for finding in [one for one in checked.findings if one.kind in _MANIFEST]:

@@ -17,10 +17,11 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from include.archive import manifest as manifests
+from include.archive import meeting_page
 from include.archive.audio import PcmFormat
 from include.archive.copy import StoredPart, archive_body, find_stored, survey
-from include.archive.errors import ContentConflictError, StorageError
-from include.archive.layout import MANIFEST_NAME, part_stem, participant_folder
+from include.archive.errors import ArchiveError, ContentConflictError, StorageError
+from include.archive.layout import MANIFEST_NAME, PAGE_NAME, part_stem, participant_folder
 from include.errors import CodedError
 from include.provider.errors import PartsOwedError
 from include.provider.progress import Progress
@@ -98,6 +99,8 @@ def already_settled(store: Store, folder: str) -> Settled | None:
     if problems:
         return None
     manifests.tidy(store, folder)
+    if store.stat(f"{folder}/{PAGE_NAME}") is None:
+        _show(store, folder, manifest)
     return _settled(store, folder, manifest)
 
 
@@ -349,7 +352,19 @@ def settle(
     if owed:
         raise _owed(recording, owed, len(entries))
     manifests.publish(ends.store, folder, manifest, replaces=replaces)
+    _show(ends.store, folder, manifest, is_changed=replaces is not None)
     return _settled(ends.store, folder, manifest)
+
+
+def _show(store: Store, folder: str, manifest: manifests.Manifest, *, is_changed: bool = False) -> None:
+    """Write the page; the next run or the next look through the archive makes up for one that could not be written."""
+    try:
+        if is_changed:
+            meeting_page.renew(store, folder)
+        else:
+            meeting_page.write(store, folder, manifest)
+    except ArchiveError as error:
+        log.warning("The page of %s is not written: %s", folder, error)
 
 
 def label(parts: Iterable[AudioPart], participant_ids: Sequence[int]) -> str:

@@ -304,7 +304,7 @@ def _settled(
     problems += [Problem("lost", f"{folder}: {what} is in no manifest") for what in wanted if not listed[what]]
     problems += [Problem("duplicate", f"{folder}: {what} is listed {n} times") for what, n in listed.items() if n > 1]
     problems += [Problem("duplicate", f"{folder}/{key} is listed {n} times") for key, n in keys.items() if n > 1]
-    for key in set(there) - set(keys) - {"manifest.json"}:
+    for key in set(there) - set(keys) - {"manifest.json", "meeting.html"}:
         problems.append(_extra(archive, folder, key, wanted))
     missing = {entry["artifact_id"] for entry in document["missing"]}
     named = {artifact["id"] for artifact in truth["artifacts"] if artifact["id"] in gone}
@@ -449,7 +449,7 @@ def _class_of(entry: dict[str, Any]) -> str | None:
 
 def _secrets(archive: Archive, objects: dict[str, Stored], evidence: Evidence) -> list[Problem]:
     texts = {**evidence.texts, "the archive's names and notes": archive.notes()}
-    texts |= {key: archive.read(key) for key in objects if key.endswith(".json")}
+    texts |= {key: archive.read(key) for key in objects if key.endswith((".json", ".html"))}
     forms = {form for secret in evidence.canaries for form in _forms(secret)}
     problems = []
     for name, text in texts.items():

@@ -222,8 +222,8 @@ class Store(Protocol):
         """
         ...
 
-    def abort_stale(self, stem: str) -> int:
-        """Remove unfinished objects that earlier tries left for keys ``<stem>.<extension>``.
+    def abort_stale(self, *stems: str) -> int:
+        """Remove unfinished objects that earlier tries left for keys ``<stem>.<extension>``; of one folder, at once.
 
         :return: how many were removed.
         """

@@ -197,10 +197,10 @@ class LocalStore:
             finally:
                 os.close(folder_fd)
 
-    def abort_stale(self, stem: str) -> int:
+    def abort_stale(self, *stems: str) -> int:
         """See :meth:`include.archive.stores.base.Store.abort_stale`."""
-        folder, _, name = checked_key(stem).rpartition("/")
-        return self._unlink_temporary(folder, f"{name}.")
+        places = [checked_key(stem).rpartition("/") for stem in stems]
+        return sum(self._unlink_temporary(folder, f"{name}.") for folder, _, name in places)
 
     def _unlink_temporary(self, folder: str, beginning: str) -> int:
         removed = 0

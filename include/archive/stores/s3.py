@@ -327,9 +327,10 @@ class S3Store:
             return False
         return True
 
-    def abort_stale(self, stem: str) -> int:
+    def abort_stale(self, *stems: str) -> int:
         """See :meth:`include.archive.stores.base.Store.abort_stale`."""
-        return self._abort_uploads(f"{checked_key(stem)}.", lambda key, _: is_of_stem(key, stem))
+        beginning = os.path.commonprefix([f"{checked_key(stem)}." for stem in stems])
+        return self._abort_uploads(beginning, lambda key, _: any(is_of_stem(key, stem) for stem in stems))
 
     def abort_stale_below(self, folders: Sequence[str]) -> int:
         """See :meth:`include.archive.stores.base.Store.abort_stale_below`."""

@@ -122,7 +122,7 @@ def test_refusals_pass_and_are_proven_anew(meeting: Meeting, status: int, code: 
     with pytest.raises(CodedError) as caught:
         delete(meeting)
     assert (caught.value.code, caught.value.permanent) == (code, False)
-    (meeting.path / meeting.stored()[1]).unlink()  # damaged meanwhile
+    (meeting.path / meeting.stored()[-1]).unlink()  # damaged meanwhile
     refuses(meeting, "archive_damaged")
 
 
@@ -134,7 +134,7 @@ def test_a_refused_key_is_final(meeting: Meeting) -> None:
 
 
 def test_flipped_bits_and_lost_objects(meeting: Meeting) -> None:
-    victim = meeting.path / meeting.stored()[1]
+    victim = meeting.path / meeting.stored()[-1]
     good = victim.read_bytes()
     victim.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
     refuses(meeting, "archive_damaged")

@@ -93,7 +93,7 @@ def test_raw_and_ogg_side_by_side(simulator: RunningSimulator, root: Path) -> No
     assert (second.participant_ids, len(second.artifact_ids)) == ([2], 1)
     settled = meeting.run()
     assert (settled.outcome, settled.parts) == ("archived", 3)
-    assert sorted(name.rpartition(".")[2] for name in meeting.stored()) == ["json", "ogg", "wav", "wav"]
+    assert sorted(name.rpartition(".")[2] for name in meeting.stored()) == ["html", "json", "ogg", "wav", "wav"]
 
 
 def test_one_part_lost_keeps_the_others_and_the_next_run_fetches_one(simulator: RunningSimulator, root: Path) -> None:
@@ -137,8 +137,9 @@ def test_what_a_killed_writer_of_the_manifest_left_is_removed(simulator: Running
     meeting = Meeting(simulator, root, {"parts": [part(1, 1)]})
     settled = meeting.run()
     (meeting.path / ".tmp-manifest.json.0123456789abcdef").hardlink_to(meeting.path / "manifest.json")
+    (meeting.path / ".tmp-meeting.html.0123456789abcdef").hardlink_to(meeting.path / "meeting.html")
     assert transfer.already_settled(meeting.ends.store, meeting.folder) == settled
-    assert len(meeting.stored()) == 2
+    assert len(meeting.stored()) == 3
 
 
 def test_an_object_that_disappeared_is_fetched_again(simulator: RunningSimulator, root: Path) -> None:

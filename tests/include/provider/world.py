@@ -9,7 +9,7 @@ import requests
 
 from include.archive import verify
 from include.archive.copy import Stop
-from include.archive.layout import MANIFEST_NAME, recording_folder
+from include.archive.layout import MANIFEST_NAME, PAGE_NAME, recording_folder
 from include.archive.stores import LocalStore, open_store
 from include.provider import transfer
 from include.provider.hook import RecallHook
@@ -72,8 +72,8 @@ class World:
             requests.delete(url, headers={"Authorization": self.simulator.api_key}, timeout=30).raise_for_status()
 
     def keys(self, folder: str) -> list[str]:
-        """Return the parts, then the manifest."""
-        keys = [info.key for info in self.store.list(f"{folder}/")]
+        """Return the parts, then the manifest; not the page, which nothing depends on."""
+        keys = [info.key for info in self.store.list(f"{folder}/") if not info.key.endswith(PAGE_NAME)]
         return sorted(keys, key=lambda key: key.endswith(MANIFEST_NAME))
 
     def content(self, key: str) -> bytes:
@@ -101,24 +101,30 @@ class World:
             self._path(key).unlink()
 
     def state(self) -> dict[str, Any]:
-        """Return each object with what would change if it were written anew."""
+        """Return each object, but for pages, with what would change if it were written anew."""
         if self.server is not None:
             objects = self.server.state()["objects"]
-            return {key.removeprefix("audio/"): (one["sha256"], one["modified"]) for key, one in objects.items()}
+            return {
+                key.removeprefix("audio/"): (one["sha256"], one["modified"])
+                for key, one in objects.items()
+                if not key.endswith(PAGE_NAME)
+            }
         root = self._path("")
         return {
             str(path.relative_to(root)): (path.read_bytes(), path.stat().st_ino, path.stat().st_mtime_ns)
             for path in root.rglob("*")
-            if path.is_file()
+            if path.is_file() and path.name != PAGE_NAME
         }
 
     def written(self) -> list[str]:
-        """Return the keys of all writes that the S3 server has carried out since it was asked last."""
+        """Return the keys of all writes but of pages that the S3 server has carried out since it was asked last."""
         assert self.server is not None
         done = [
             entry["key"].removeprefix("audio/")
             for entry in self.server.journal()
-            if entry["done"] and entry["operation"] in {"PutObject", "CompleteMultipartUpload", "DeleteObject"}
+            if entry["done"]
+            and entry["operation"] in {"PutObject", "CompleteMultipartUpload", "DeleteObject"}
+            and not entry["key"].endswith(PAGE_NAME)
         ]
         self.server.control("DELETE", "journal")
         return done

@@ -1,0 +1,543 @@
+"""The page of a meeting in a real browser: it plays, in sync, by mouse and by keyboard; hostile names stay names."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import shutil
+import struct
+import threading
+import wave
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from include.archive import meeting_page
+from include.archive.manifest import Manifest, MissingPart, PartEntry, ParticipantFacts, RecordingFacts
+from include.archive.stores import LocalStore
+from include.provider import archive_page
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make setup")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed: make setup")
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from playwright.sync_api import Browser, Locator, Page
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian: apt install chromium)")
+
+FOLDER = "dt=2026-03-04/recording=rec-1"
+# Keeps the players that the page makes, and counts what its policy forbids.
+WATCH = """
+window.sounds = []; window.violations = []; window.ran = false;
+const Sound = window.Audio;
+window.Audio = function () { const sound = new Sound(); window.sounds.push(sound); return sound; };
+document.addEventListener("securitypolicyviolation", (event) => violations.push(event.violatedDirective));
+"""
+# What sounds now: each player's address, and to which moment of the meeting it has come.
+SOUNDING = """
+() => sounds.filter((sound) => !sound.paused && sound.src).map((sound) => {
+  const rows = [...document.querySelectorAll(".parts li[data-at]")];
+  const { who, at } = rows.find((one) => one.querySelector("a").href === sound.src).dataset;
+  return { who: +who, moment: +at + sound.currentTime, muted: sound.muted, volume: sound.volume };
+})
+"""
+
+
+@cache
+def tone(seconds: float, hertz: int = 330, rate: int = 8000) -> bytes:
+    body = io.BytesIO()
+    with wave.open(body, "wb") as sound:
+        sound.setnchannels(1)
+        sound.setsampwidth(2)
+        sound.setframerate(rate)
+        second = struct.pack(f"<{rate}h", *(int(9000 * math.sin(math.tau * hertz * at / rate)) for at in range(rate)))
+        sound.writeframes((second * (int(seconds) + 1))[: 2 * int(seconds * rate)])
+    return body.getvalue()
+
+
+@dataclass
+class Meeting:
+    """A meeting in an archive in a folder."""
+
+    root: Path
+    title: str = "Planning"
+    people: list[ParticipantFacts] = field(default_factory=list)
+    parts: list[PartEntry] = field(default_factory=list)
+    missing: list[MissingPart] = field(default_factory=list)
+
+    @property
+    def folder(self) -> Path:
+        return self.root / FOLDER
+
+    def add(self, who: int, at: float, seconds: float, *, is_there: bool = True) -> None:
+        key = f"participant={who}/a/{len(self.parts)}.wav"
+        data = tone(seconds)
+        if is_there:
+            (self.folder / key).parent.mkdir(parents=True, exist_ok=True)
+            (self.folder / key).write_bytes(data)
+        self.parts.append(
+            PartEntry(
+                artifact_id="a",
+                part_id=str(len(self.parts)),
+                participant_id=who,
+                start_relative_seconds=at,
+                start_absolute=None,
+                duration_seconds=seconds,
+                key=key,
+                bytes=len(data),
+                sha256="0" * 64,
+                media_type="audio/wav",
+                source_format="raw",
+                source_bytes=len(data),
+                source_sha256="0" * 64,
+                verified_by=["content-length"],
+                warnings=[],
+            )
+        )
+
+    def write(self) -> str:
+        manifest = Manifest.build(
+            recording=RecordingFacts(
+                id="rec-1", created_at=datetime(2026, 3, 4, tzinfo=timezone.utc), title=self.title, platform="zoom"
+            ),
+            participants=self.people,
+            parts=self.parts,
+            missing=self.missing,
+        )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "manifest.json").write_bytes(manifest.to_bytes())
+        store = LocalStore(root=self.root)
+        meeting_page.write(store, FOLDER, manifest)
+        return (self.folder / "meeting.html").as_uri()
+
+
+@pytest.fixture
+def meeting(tmp_path: Path) -> Meeting:
+    """Three people who talk at once from 5 to 20 s, one who comes early, then silence, then one again."""
+    names = ("Ada Lovelace", "Grace Hopper", "Noor Rahman")
+    made = Meeting(tmp_path, people=[ParticipantFacts(id=n, name=name) for n, name in enumerate(names, 1)])
+    for who, at, seconds in ((1, -2.0, 22.0), (2, 3.25, 17.0), (3, 5.0, 15.5), (1, 40.0, 12.0)):
+        made.add(who, at, seconds)
+    return made
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with playwright.sync_playwright() as running:
+        # The sandbox of Chromium doesn't work for root, as whom tests in containers often run.
+        options = ["--no-sandbox", "--mute-audio"]
+        browser = running.chromium.launch(executable_path=CHROMIUM, args=options)
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Visit:
+    """A page in a browser, and all that it said and asked for."""
+
+    page: Page
+    asked: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+
+    def sounding(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.page.evaluate(SOUNDING)
+        return found
+
+    def until(self, is_so: Callable[[], bool]) -> None:
+        for _ in range(100):
+            if is_so():
+                return
+            self.page.wait_for_timeout(100)
+        raise AssertionError(f"never so; sounding {self.sounding()}, said {self.said}")
+
+    @property
+    def at(self) -> float:
+        return float(self.page.locator(".seek").get_attribute("aria-valuenow") or "nan")
+
+    def click_at(self, seconds: float, place: Locator | None = None) -> None:
+        """Click where a moment is on the timeline."""
+        begin, end = (
+            float(self.page.locator("[data-begin]").get_attribute(f"data-{x}") or 0) for x in ("begin", "end")
+        )
+        box = (place or self.page.locator(".seek")).bounding_box()
+        assert box is not None
+        x = box["x"] + box["width"] * (seconds - begin) / (end - begin)
+        self.page.mouse.click(x, box["y"] + box["height"] / 2)
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Callable[..., Visit]]:
+    contexts = []
+
+    def go(address: str, **options: Any) -> Visit:
+        context = browser.new_context(**{"viewport": {"width": 1120, "height": 800}, **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.add_init_script(WATCH)
+        seen = Visit(page)
+        page.on("request", lambda request: seen.asked.append(request.url))
+        page.on("console", lambda message: seen.said.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: seen.said.append(f"error: {error}"))
+        page.on("dialog", lambda dialog: (seen.said.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.goto(address)
+        return seen
+
+    yield go
+    for context in contexts:
+        context.close()
+
+
+# -- playing ---------------------------------------------------------------------------------------------------------
+
+
+def test_everybody_plays_in_sync(visit: Callable[..., Visit], meeting: Meeting) -> None:
+    seen = visit(meeting.write())
+    seen.click_at(6.0)
+    assert seen.at == pytest.approx(6.0, abs=0.2)
+    assert seen.sounding() == []
+    seen.page.click(".play")
+    seen.until(lambda: len(seen.sounding()) == 3)
+    seen.page.wait_for_timeout(3000)
+    spreads = []
+    for _ in range(10):
+        moments = [one["moment"] for one in seen.sounding()]
+        assert len(moments) == 3
+        assert abs(moments[0] - seen.at) < 0.2
+        spreads.append(max(moments) - min(moments))
+        seen.page.wait_for_timeout(200)
+    assert max(spreads) < 0.05, spreads
+    assert all(one["volume"] == 1 and not one["muted"] for one in seen.sounding())
+    seen.page.click(".play")
+    seen.until(lambda: seen.sounding() == [])
+    assert [one for one in seen.said if "dialog" in one or "error" in one] == []
+
+
+def test_a_stray_player_is_pulled_back(visit: Callable[..., Visit], meeting: Meeting) -> None:
+    seen = visit(meeting.write())
+    seen.click_at(6.0)
+    seen.page.click(".play")
+    seen.until(lambda: len(seen.sounding()) == 3)
+    seen.page.evaluate("sounds[1].currentTime += 3; sounds[2].currentTime -= 0.15")
+    seen.page.wait_for_timeout(4000)
+    moments = [one["moment"] for one in seen.sounding()]
+    assert len(moments) == 3
+    assert max(moments) - min(moments) < 0.05
+
+
+def test_one_part_plays_alone_and_ends(visit: Callable[..., Visit], meeting: Meeting) -> None:
+    meeting.add(2, 30.0, 2.0)
+    seen = visit(meeting.write())
+    rows = seen.page.locator(".parts li")
+    row = rows.filter(has_text="0:30.0")
+    row.get_by_role("button").click()
+    seen.until(lambda: len(seen.sounding()) == 1)
+    assert seen.sounding()[0]["who"] == 2
+    assert row.get_by_role("button").inner_text() == "Pause"
+    assert seen.page.locator(".whose").inner_text().startswith("Grace Hopper, the part at 0:30.0")
+    seen.until(lambda: seen.sounding() == [])
+    assert seen.at == pytest.approx(32.0, abs=0.1)
+    assert row.get_by_role("button").inner_text() == "Play"
+    seen.page.get_by_role("button", name="Everyone").click()
+    assert seen.page.locator(".whose b").inner_text() == "Everyone"
+
+
+def test_clicking_a_lane_seeks_while_it_plays(visit: Callable[..., Visit], meeting: Meeting) -> None:
+    seen = visit(meeting.write())
+    seen.page.click(".play")
+    seen.until(lambda: len(seen.sounding()) == 1)
+    seen.click_at(45.0, seen.page.locator(".track").nth(1))
+    seen.until(lambda: bool(seen.sounding()) and seen.sounding()[0]["moment"] > 45)
+    assert seen.at == pytest.approx(seen.sounding()[0]["moment"], abs=0.3)
+    assert [one["who"] for one in seen.sounding()] == [1]
+    seen.click_at(25.0)
+    seen.until(lambda: seen.sounding() == [])
+    seen.page.wait_for_timeout(600)
+    assert seen.at > 25.3, "the clock goes on in silence"
+    seen.page.check("#skip")
+    seen.until(lambda: len(seen.sounding()) == 1)
+    assert 39.5 < seen.at < 42
+
+
+def test_negative_time_plays_and_speed_counts(visit: Callable[..., Visit], meeting: Meeting) -> None:
+    seen = visit(meeting.write())
+    assert seen.page.locator(".clock b").inner_text() == "−0:02"
+    seen.page.select_option("#speed", "2")
+    seen.page.click(".play")
+    seen.until(lambda: len(seen.sounding()) == 1)
+    before = seen.at
+    seen.page.wait_for_timeout(2000)
+    assert 3 < seen.at - before < 5
+    assert abs(seen.sounding()[0]["moment"] - seen.at) < 0.2
+
+
+def test_a_part_that_is_gone_does_not_stop_the_others(visit: Callable[..., Visit], meeting: Meeting) -> None:
+    meeting.add(3, 10.0, 10.0, is_there=False)
+    seen = visit(meeting.write())
+    seen.click_at(11.0)
+    seen.page.click(".play")
+    seen.until(lambda: len(seen.sounding()) == 3)
+    seen.until(lambda: "without 1 part" in seen.page.locator("[role=status]").inner_text())
+
+
+def test_only_what_is_due_is_loaded(visit: Callable[..., Visit], tmp_path: Path) -> None:
+    """A long meeting loads a few seconds ahead, and lets go of what is over."""
+    long = Meeting(tmp_path, people=[ParticipantFacts(id=1, name="Ada")])
+    for number in range(300):
+        long.add(1, number * 30.0, 3.0)
+    seen = visit(long.write())
+    assert [one for one in seen.asked if one.endswith(".wav")] == []
+    for at in (3000, 6000, 8970):
+        seen.click_at(at)
+        seen.page.click(".play")
+        seen.page.wait_for_timeout(400)
+        seen.page.click(".play")
+    assert len({one for one in seen.asked if one.endswith(".wav")}) <= 8
+    assert seen.page.evaluate("sounds.filter((sound) => sound.getAttribute('src')).length") <= 2
+
+
+# -- the keyboard ----------------------------------------------------------------------------------------------------
+
+
+def test_everything_works_by_keyboard(visit: Callable[..., Visit], meeting: Meeting) -> None:
+    seen = visit(meeting.write())
+    keys = seen.page.keyboard
+
+    def tab_to(selector: str) -> None:
+        for _ in range(40):
+            keys.press("Tab")
+            if seen.page.evaluate("(selector) => document.activeElement.matches(selector)", selector):
+                return
+        raise AssertionError(f"no way to {selector}")
+
+    tab_to(".play")
+    keys.press("Space")
+    seen.until(lambda: len(seen.sounding()) == 1)
+    tab_to("[role=slider]")
+    for key, place in (("Home", -2.0), ("PageUp", 52.0), ("Home", -2.0), ("ArrowRight", 3.0), ("ArrowUp", 8.0)):
+        keys.press(key)
+        assert seen.at == pytest.approx(min(place, 52.0), abs=0.8), key
+    keys.press("Space")
+    slider = seen.page.locator("[role=slider]")
+    assert re.fullmatch(
+        r"\d+ seconds of 52 seconds, Ada Lovelace, Grace Hopper, Noor Rahman",
+        slider.get_attribute("aria-valuetext") or "",
+    )
+    tab_to(".only[id=only-3]")
+    keys.press("Enter")
+    seen.until(lambda: [one["who"] for one in seen.sounding()] == [3])
+    assert seen.page.get_by_role("button", name="Only Noor Rahman").get_attribute("aria-pressed") == "true"
+    tab_to("a[download]")
+    assert seen.page.evaluate("document.activeElement.href").endswith(".wav")
+
+
+# -- hostile and right-to-left names ---------------------------------------------------------------------------------
+
+HOSTILE = [
+    "<script>ran = true; alert(1)</script>",
+    "'\"><img src=//evil.example/x onerror=alert(1)>",
+    "</title></style></script><svg onload=alert(1)>",
+    "\u202egnp.exe\u2066",
+    "مريم السعيد",
+    "דנה לוי",
+    "x" * 300,
+    "Z\u0351\u036b\u0343\u036a" * 30,
+    "javascript:alert(1)",
+]
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Meeting:
+    people = [ParticipantFacts(id=n, name=name, email=name, platform=name) for n, name in enumerate(HOSTILE)]
+    made = Meeting(tmp_path, title=HOSTILE[2] + HOSTILE[0], people=people)
+    for number in range(len(HOSTILE)):
+        made.add(number, 2.0 * number, 4.0)
+    made.missing = [
+        MissingPart(artifact_id=name, part_id=name, participant_id=4, error_code=name, message=name) for name in HOSTILE
+    ]
+    return made
+
+
+def test_hostile_names_are_inert(visit: Callable[..., Visit], hostile: Meeting) -> None:
+    address = hostile.write()
+    seen = visit(address)
+    for lane in seen.page.locator(".only").all():
+        lane.click()
+    seen.page.get_by_role("button", name="Everyone").click()
+    seen.page.click(".play")
+    seen.until(lambda: bool(seen.sounding()))
+    for row in seen.page.locator(".parts .listen").all()[:3]:
+        row.click()
+    assert seen.said == []
+    assert seen.page.evaluate("[ran, violations]") == [False, []]
+    folder = address.rpartition("/")[0]
+    assert [one for one in seen.asked if not one.startswith(folder)] == []
+    assert seen.page.locator(".who bdi").first.inner_text() == HOSTILE[0]
+
+
+def test_the_policy_would_stop_what_slips_through(visit: Callable[..., Visit], meeting: Meeting) -> None:
+    path = meeting.write()
+    page = meeting.folder / "meeting.html"
+    holes = "<script>ran = true</script><img src=x onerror='ran = true'><style>h1 { color: red }</style>"
+    page.write_text(page.read_text("utf-8").replace("<main>", f"<main>{holes}"), "utf-8")
+    seen = visit(path)
+    seen.page.wait_for_timeout(300)
+    assert seen.page.evaluate("ran") is False
+    assert set(seen.page.evaluate("violations")) == {
+        *("script-src-elem", "script-src-attr", "img-src", "style-src-elem")
+    }
+    assert seen.page.locator(".player").is_visible(), "its own script runs"
+
+
+def test_right_to_left_names_move_nothing(visit: Callable[..., Visit], hostile: Meeting) -> None:
+    seen = visit(hostile.write())
+    boxes = [row.bounding_box() for row in seen.page.locator(".lanes .talk").all()]
+    assert len({(box["x"], box["width"]) for box in boxes if box}) == 1
+    heights = {round(box["height"]) for row in seen.page.locator(".lanes li").all() if (box := row.bounding_box())}
+    assert len(heights) == 1
+    tracks = {(box["x"], box["width"]) for row in seen.page.locator(".track").all() if (box := row.bounding_box())}
+    assert len(tracks) == 1
+    times = seen.page.locator(".parts .span").all_inner_texts()
+    assert times[4] == "0:08.0 – 0:12.0"
+
+
+# -- for everybody, everywhere ---------------------------------------------------------------------------------------
+
+
+def crowd(root: Path, count: int) -> Meeting:
+    made = Meeting(root, people=[ParticipantFacts(id=n, name=f"Person {n} of {count}") for n in range(count)])
+    for number in range(count):
+        made.add(number, 3.0 * number, 5.0)
+    made.people.append(ParticipantFacts(id=1000, name="Who never spoke"))
+    made.missing = [
+        MissingPart(artifact_id="b", part_id=None, participant_id=None, error_code="media_failed", message="it failed")
+    ]
+    return made
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("count", "width"), [(4, 1120), (40, 1120), (4, 390)])
+def test_no_accessibility_rule_is_broken(
+    visit: Callable[..., Visit], tmp_path: Path, scheme: str, count: int, width: int
+) -> None:
+    seen = visit(crowd(tmp_path, count).write(), color_scheme=scheme, viewport={"width": width, "height": 844})
+    for state in ("at first", "while one plays alone"):
+        found = axe.Axe().run(seen.page)
+        assert found.response["passes"], "axe has looked"
+        assert [(one["id"], one["nodes"][0]["html"]) for one in found.response["violations"]] == [], state
+        seen.page.locator(".only").nth(1).click()
+        seen.page.click(".play")
+    assert seen.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    background = seen.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (max(map(int, re.findall(r"\d+", background))) < 64) == (scheme == "dark")
+
+
+def test_without_script_all_is_there_but_the_player(visit: Callable[..., Visit], meeting: Meeting) -> None:
+    seen = visit(meeting.write(), java_script_enabled=False)
+    assert not seen.page.locator(".player").is_visible()
+    assert seen.page.locator("a[download]").count() == 4
+    assert seen.page.get_by_text("To play this here takes JavaScript").is_visible()
+    assert not seen.page.get_by_role("button").filter(visible=True).count()
+
+
+def test_a_download_is_the_part(visit: Callable[..., Visit], meeting: Meeting) -> None:
+    meeting.write()
+    with serving(meeting.root) as (address, _):
+        seen = visit(f"{address}/{FOLDER}/meeting.html")
+        with seen.page.expect_download() as download:
+            seen.page.locator("a[download]").first.click()
+    assert download.value.suggested_filename == "participant-1-a-0.wav"
+    assert download.value.path().read_bytes() == tone(22.0)
+
+
+class serving:  # noqa: N801 - used like a function
+    """A host of files that knows ranges, as a bucket that is a web site does; notes what was asked for."""
+
+    def __init__(self, root: Path) -> None:
+        asked: list[tuple[str, str | None]] = []
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                wanted = self.headers.get("Range")
+                asked.append((self.path, wanted))
+                data = (root / self.path.lstrip("/")).read_bytes()
+                kind = {"html": "text/html; charset=utf-8", "wav": "audio/wav"}.get(self.path.rpartition(".")[2], "x/y")
+                first, last = 0, len(data) - 1
+                if wanted is not None:
+                    begin, _, end = wanted.removeprefix("bytes=").partition("-")
+                    first, last = int(begin), min(last, int(end or last))
+                self.send_response(200 if wanted is None else 206)
+                self.send_header("Content-Type", kind)
+                self.send_header("Accept-Ranges", "bytes")
+                self.send_header("Content-Length", str(last + 1 - first))
+                if wanted is not None:
+                    self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
+                self.end_headers()
+                self.wfile.write(data[first : last + 1])
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._asked = asked
+
+    def __enter__(self) -> tuple[str, list[tuple[str, str | None]]]:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{self._server.server_port}", self._asked
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def check_it_plays(seen: Visit) -> None:
+    seen.click_at(41.0)
+    seen.page.click(".play")
+    seen.until(lambda: bool(seen.sounding()) and seen.sounding()[0]["moment"] > 41.5)
+    seen.click_at(8.0)
+    seen.until(lambda: len(seen.sounding()) == 3 and seen.sounding()[0]["moment"] > 8.0)
+    assert [one for one in seen.said if "dialog" in one or "error" in one] == []
+    assert seen.page.evaluate("violations") == []
+
+
+def test_it_works_from_a_bucket_that_is_a_web_site(visit: Callable[..., Visit], meeting: Meeting) -> None:
+    meeting.write()
+    with serving(meeting.root) as (address, asked):
+        check_it_plays(visit(f"{address}/{FOLDER}/meeting.html"))
+    assert any(wanted for path, wanted in asked if path.endswith(".wav"))
+
+
+def test_it_works_in_airflow(visit: Callable[..., Visit], meeting: Meeting, monkeypatch: pytest.MonkeyPatch) -> None:
+    meeting.write()
+    (meeting.folder / "meeting.html").write_text("<script>ran = true</script>")
+    monkeypatch.setattr(archive_page, "open_archive", lambda: LocalStore(root=meeting.root))
+    app = FastAPI()
+    app.include_router(archive_page.router, prefix="/recall")
+    app.dependency_overrides = {archive_page.may_read: lambda: None}
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            thread.join(0.05)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        for name in ("", "meeting.html"):
+            seen = visit(f"http://127.0.0.1:{port}/recall/archive/{FOLDER}/{name}")
+            check_it_plays(seen)
+            assert seen.page.evaluate("ran") is False, "what the archive keeps is never run on Airflow's address"
+            seen.page.close()
+    finally:
+        server.should_exit = True
+        thread.join(10)
