@@ -11,7 +11,7 @@ import logging
 import unicodedata
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
@@ -99,8 +99,9 @@ def already_settled(store: Store, folder: str) -> Settled | None:
     if problems:
         return None
     manifests.tidy(store, folder)
-    if store.stat(f"{folder}/{PAGE_NAME}") is None:
-        _show(store, folder, manifest)
+    with _of_no_consequence(folder):
+        if store.stat(f"{folder}/{PAGE_NAME}") is None:
+            meeting_page.write(store, folder, manifest)
     return _settled(store, folder, manifest)
 
 
@@ -352,17 +353,19 @@ def settle(
     if owed:
         raise _owed(recording, owed, len(entries))
     manifests.publish(ends.store, folder, manifest, replaces=replaces)
-    _show(ends.store, folder, manifest, is_changed=replaces is not None)
+    with _of_no_consequence(folder):
+        if replaces is None:
+            meeting_page.write(ends.store, folder, manifest)
+        else:
+            meeting_page.renew(ends.store, folder)
     return _settled(ends.store, folder, manifest)
 
 
-def _show(store: Store, folder: str, manifest: manifests.Manifest, *, is_changed: bool = False) -> None:
-    """Write the page; the next run or the next look through the archive makes up for one that could not be written."""
+@contextmanager
+def _of_no_consequence(folder: str) -> Iterator[None]:
+    """Let a page be left out that can't be written: the next run, or look through the archive, makes up for it."""
     try:
-        if is_changed:
-            meeting_page.renew(store, folder)
-        else:
-            meeting_page.write(store, folder, manifest)
+        yield
     except ArchiveError as error:
         log.warning("The page of %s is not written: %s", folder, error)
 

@@ -204,7 +204,7 @@ def test_meeting_is_archived(name: str, runs: Runs, simulator: RunningSimulator,
         assert manifest["recording"]["bot_id"] == runs.ids[name]["bot_id"]
         check_against_truth(manifest, truth, lambda key, folder=folder: (folder / key).read_bytes())
         stored = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-        assert stored == {one["key"] for one in manifest["parts"]} | {"manifest.json"}
+        assert stored == {one["key"] for one in manifest["parts"]} | {"manifest.json", "meeting.html"}
         for key in stored:
             assert re.fullmatch(r"[a-z0-9][a-z0-9/_.=-]{0,899}", f"{folder.relative_to(archive)}/{key}")
 
@@ -359,7 +359,7 @@ def test_hostile_names_on_the_page_are_text(
     reply = requests.get(f"{airflow.url}/recall/archive/{folder}/", headers=viewer, timeout=30)
     assert reply.headers["Content-Security-Policy"].startswith("default-src 'none'; style-src 'sha256-")
     page = reply.text
-    assert "script" not in page.replace("&lt;script&gt;", "")
+    assert page.count("<script") == page.count("</script") == 1, "its own"
     for shown in ("&lt;script&gt;", "../../etc/passwd", "\\u202eevil\\u2066", "{{ 7*7 }}", "=cmd()", "x" * 80 + "…"):
         assert shown in page
     assert not set(page) & set("\r\u202e\u2066\ufeff")
@@ -471,7 +471,9 @@ def test_same_meeting_to_s3_gives_the_same_manifest(
         manifest = json.loads(s3.get_object(Bucket=BUCKET, Key=f"{prefix}manifest.json")["Body"].read())
         jsonschema.Draft202012Validator(SCHEMA).validate(manifest)
         assert without_proofs(manifest) == without_proofs(read_manifest(local))
-        assert listed == {prefix + one["key"] for one in manifest["parts"]} | {f"{prefix}manifest.json"}
+        assert listed == {prefix + one["key"] for one in manifest["parts"]} | {
+            prefix + name for name in ("manifest.json", "meeting.html")
+        }
         check_against_truth(
             manifest,
             simulator.control("GET", f"/truth/{recording_id}"),

@@ -58,7 +58,7 @@ def meeting(simulator: RunningSimulator, root: Path) -> Meeting:
 
 def everywhere(root: Path) -> str:
     """All that is readable in the archive, names of files included."""
-    return "\n".join(f"{one} {one.read_bytes()!r}" for one in root.rglob("*.json"))
+    return "\n".join(f"{one} {one.read_bytes()!r}" for one in [*root.rglob("*.json"), *root.rglob("*.html")])
 
 
 def ids(meeting: Meeting, request: Request) -> list[int]:

@@ -142,6 +142,28 @@ def test_what_a_killed_writer_of_the_manifest_left_is_removed(simulator: Running
     assert len(meeting.stored()) == 3
 
 
+def test_a_page_that_a_killed_run_left_out_is_written_by_the_next(simulator: RunningSimulator, root: Path) -> None:
+    meeting = Meeting(simulator, root, {"parts": [part(1, 1)]})
+    settled = meeting.run()
+    page = meeting.path / "meeting.html"
+    written = page.read_bytes()
+    page.unlink()
+    assert transfer.already_settled(meeting.ends.store, meeting.folder) == settled
+    assert page.read_bytes() == written
+    state = page.stat()
+    assert transfer.already_settled(meeting.ends.store, meeting.folder) == settled
+    assert (page.stat().st_ino, page.stat().st_mtime_ns) == (state.st_ino, state.st_mtime_ns)
+
+
+def test_a_page_that_cannot_be_written_fails_nobody(simulator: RunningSimulator, root: Path) -> None:
+    meeting = Meeting(simulator, root, {"parts": [part(1, 1)]})
+    meeting.path.mkdir(parents=True)
+    (meeting.path / "meeting.html").mkdir()
+    settled = meeting.run()
+    assert settled.outcome == "archived"
+    assert transfer.already_settled(meeting.ends.store, meeting.folder) == settled
+
+
 def test_an_object_that_disappeared_is_fetched_again(simulator: RunningSimulator, root: Path) -> None:
     meeting = Meeting(simulator, root)
     meeting.run()
