@@ -410,10 +410,10 @@ def _missing(missing: Sequence[MissingPart], people: Mapping[int, ParticipantFac
         unknown = "Everybody’s audio" if part.part_id is None else "An unknown participant"
         whose = f"<bdi>{_name(person)}</bdi>" if person else unknown
         what = "the whole artifact" if part.part_id is None else f"part {part.part_id}"
-        why = [_WHY.get(part.error_code, ""), part.message]
+        why = _WHY.get(part.error_code, "")
         return (
             f"<li><p><b>{whose}</b> · {text(what)} <span class='faint small'>of {text(part.artifact_id)}</span></p>"
-            f"<p>{text(' '.join(filter(None, why)))} <code>{text(part.error_code)}</code></p></li>"
+            f"<p>{why} <code>{text(part.error_code)}</code></p><p class='faint small'>{text(part.message)}</p></li>"
         )
 
     if not missing:

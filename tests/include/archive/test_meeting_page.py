@@ -113,7 +113,8 @@ def test_what_is_missing_and_why() -> None:
         artifact_id="a2", part_id=None, participant_id=None, error_code="media_failed", message="artifact a2 is failed"
     )
     page = page_of(meeting(part(1, 0, 5), missing=[lost]))
-    assert "Recall could not make this audio. artifact a2 is failed" in page
+    assert "Recall could not make this audio. <code>media_failed</code>" in page
+    assert "artifact a2 is failed" in page
     assert "Everybody’s audio" in page
     assert "Nothing. Every part that Recall listed is stored and verified." in page_of(meeting(part(1, 0, 5)))
     assert "nobody spoke" in page_of(meeting(outcome_reason="nobody spoke"))
