@@ -97,7 +97,9 @@ class Repairer:
         known = {finding.key for finding in checked.findings}
         checked.findings += [finding for key, (finding, _) in self._mended.items() if key not in known]
         if checked.manifest is not None and not checked.has_page:
-            self._tried(partial(self._shown, checked.folder, checked.manifest))
+            shown = self._tried(partial(self._shown, checked.folder, checked.manifest))
+            if shown.action is None:
+                log.warning("The page of %s is not written: %s", checked.folder, shown.message)
         left = (None, Outcome())
         return [(one, outcomes.get(id(one)) or self._mended.get(one.key, left)[1]) for one in checked.findings]
 

@@ -15,10 +15,11 @@ import pytest
 
 from include.archive import verify
 from include.archive.copy import Stop
+from include.archive.layout import PAGE_NAME
 from include.archive.stores import open_store
 from include.provider.hook import RecallHook
 from include.provider.repair import Outcome, Repairer
-from include.provider.transfer import Ends
+from include.provider.transfer import Ends, already_settled
 from tests.include.archive.conftest import make_client
 from tests.include.provider.world import BUCKET, LATER, World, s3_store
 from tests.strict_s3.process import Process
@@ -117,6 +118,39 @@ def test_a_manifest_is_rebuilt(world: World, how: str, with_part: bool) -> None:
     assert {key for key in after if before.get(key) != after[key]} == touched
     assert not touched & set(world.keys(other["folder"]))
     assert world.findings() == []
+
+
+def test_a_missing_page_is_written_and_no_problem(world: World) -> None:
+    folder = world.meeting()["folder"]
+    page = f"{folder}/{PAGE_NAME}"
+    drawn, before = world.content(page), world.state()
+    world.remove(page)
+    assert world.findings() == []
+    assert world.repair() == {}
+    assert world.content(page) == drawn
+    assert world.state() == before
+    world.flip(page)
+    damaged = world.content(page)
+    assert world.repair() == {}
+    assert world.content(page) == damaged, "no look through the archive says what a page is to be"
+
+
+def test_a_page_costs_one_write_and_a_second_run_none(simulator: RunningSimulator, s3: Process) -> None:
+    s3.reset()
+    world = World(simulator, s3_store(s3), s3)
+    folder = world.meeting()["folder"]
+
+    def writes() -> list[str]:
+        done = [one["key"] for one in s3.journal() if one["method"] in {"PUT", "POST"}]
+        s3.control("DELETE", "journal")
+        return [key for key in done if not key.endswith("probe.bin")]
+
+    assert sum(key.endswith(PAGE_NAME) for key in writes()) == 1
+    assert already_settled(world.store, folder) is not None
+    assert writes() == []
+    world.remove(f"{folder}/{PAGE_NAME}")
+    assert already_settled(world.store, folder) is not None
+    assert writes() == [f"audio/{folder}/{PAGE_NAME}"]
 
 
 def test_what_the_source_no_longer_has(world: World) -> None:
