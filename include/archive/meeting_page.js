@@ -7,6 +7,7 @@
   const AHEAD = 5;          // seconds before a part begins that its loading begins
   const MOST = 60;          // parts sounding at a time; browsers allow 75 players a page
   const PATIENCE = 15;      // seconds that the clock waits for audio that doesn't come
+  const GRACE = 0.7;        // seconds that the others go on when one of them runs short of audio
   const JUMP = 0.25;        // seconds of drift that are mended by a jump; less is mended by speed
   const NEAR = 0.015;       // seconds of drift that are let be
   const QUIET = 1.5;        // seconds of silence that are worth skipping
@@ -66,7 +67,7 @@
     const sound = new Audio();
     sound.preload = "auto";
     sound.src = part.src;
-    const entry = { sound, since: performance.now(), lost: false };
+    const entry = { sound, since: performance.now(), dry: null, begun: false, lost: false };
     sound.addEventListener("error", () => { entry.lost = true; });
     live.set(part, entry);
     return entry;
@@ -97,7 +98,7 @@
       if (entry.lost) { lost += 1; continue; }
       const place = Math.max(0, time - part.at);
       if (sound.readyState < 1) {
-        waiting ||= part.at <= time && patient(entry);
+        waiting ||= part.at <= time && isWaitedFor(entry);
         continue;
       }
       if (part.at > time || place >= sound.duration) {
@@ -107,10 +108,11 @@
       }
       if (!sound.seeking && Math.abs(sound.currentTime - place) > JUMP * pace) sound.currentTime = place;
       if (sound.seeking || sound.readyState < 3) {
-        waiting ||= patient(entry);
+        waiting ||= isWaitedFor(entry);
         continue;
       }
       entry.since = performance.now();
+      entry.dry = null;
       sounding.push([part, entry]);
     }
     if (waiting !== holding) {
@@ -119,10 +121,12 @@
       wall = performance.now();
     }
     time = now();
-    for (const [part, { sound }] of sounding) {
+    for (const [part, entry] of sounding) {
+      const { sound } = entry;
       if (holding) {
         sound.pause();
       } else {
+        entry.begun = true;
         const drift = sound.currentTime - (time - part.at);
         const pull = Math.abs(drift) < NEAR ? 0 : Math.max(-0.08, Math.min(0.08, drift * 0.5));
         sound.playbackRate = pace * (1 - pull);
@@ -135,8 +139,16 @@
     return now();
   }
 
-  function patient(entry) {
-    return performance.now() - entry.since < PATIENCE * 1000;
+  function isWaitedFor(entry) {
+    const moment = performance.now();
+    entry.dry ??= moment;
+    const isShort = holding || !entry.begun || moment - entry.dry > GRACE * 1000;
+    return isShort && moment - entry.since < PATIENCE * 1000;
+  }
+
+  function goOn() {
+    wall = performance.now();
+    for (const entry of live.values()) Object.assign(entry, { since: wall, dry: null, begun: false });
   }
 
   function leap(time) {
@@ -149,8 +161,7 @@
   function start() {
     if (at >= stop() - 0.05 || at < (isPart() ? only.at : begin)) at = isPart() ? only.at : begin;
     playing = true;
-    wall = performance.now();
-    for (const entry of live.values()) entry.since = wall;
+    goOn();
     draw();
   }
 
@@ -171,8 +182,7 @@
   function seek(time) {
     at = Math.max(begin, Math.min(end, time));
     if (isPart() && (at < only.at || at > only.end)) choose(null);
-    wall = performance.now();
-    for (const entry of live.values()) entry.since = wall;
+    goOn();
     draw();
   }
 

@@ -281,6 +281,25 @@ def test_negative_time_plays_and_speed_counts(visit: Callable[..., Visit], meeti
     assert abs(seen.sounding()[0]["moment"] - seen.at) < 0.2
 
 
+def test_all_wait_for_one_that_still_loads(visit: Callable[..., Visit], meeting: Meeting) -> None:
+    meeting.write()
+    opened = threading.Event()
+    with serving(meeting.root, slow="a/1.wav", opened=opened) as (address, _):
+        seen = visit(f"{address}/{FOLDER}/meeting.html")
+        seen.click_at(6.0)
+        seen.page.click(".play")
+        seen.until(lambda: seen.page.locator("[role=status]").inner_text() == "Waiting for audio")
+        seen.page.wait_for_timeout(1500)
+        assert seen.sounding() == []
+        assert seen.at == pytest.approx(6.0, abs=0.2)
+        opened.set()
+        seen.until(lambda: len(seen.sounding()) == 3)
+        seen.page.wait_for_timeout(1500)
+        moments = [one["moment"] for one in seen.sounding()]
+        assert max(moments) - min(moments) < 0.05
+        assert min(moments) < 10, "it went on from where it waited"
+
+
 def test_a_part_that_is_gone_does_not_stop_the_others(visit: Callable[..., Visit], meeting: Meeting) -> None:
     meeting.add(3, 10.0, 10.0, is_there=False)
     seen = visit(meeting.write())
@@ -461,9 +480,12 @@ def test_a_download_is_the_part(visit: Callable[..., Visit], meeting: Meeting) -
 
 
 class serving:  # noqa: N801 - used like a function
-    """A host of files that knows ranges, as a bucket that is a web site does; notes what was asked for."""
+    """A host of files that knows ranges, as a bucket that is a web site does; notes what was asked for.
 
-    def __init__(self, root: Path) -> None:
+    ``slow``: how the name of a file ends that is not sent before ``opened`` is set.
+    """
+
+    def __init__(self, root: Path, *, slow: str = "", opened: threading.Event | None = None) -> None:
         asked: list[tuple[str, str | None]] = []
 
         class Handler(BaseHTTPRequestHandler):
@@ -472,6 +494,8 @@ class serving:  # noqa: N801 - used like a function
             def do_GET(self) -> None:
                 wanted = self.headers.get("Range")
                 asked.append((self.path, wanted))
+                if slow and self.path.endswith(slow) and opened is not None:
+                    opened.wait(20)
                 data = (root / self.path.lstrip("/")).read_bytes()
                 kind = {"html": "text/html; charset=utf-8", "wav": "audio/wav"}.get(self.path.rpartition(".")[2], "x/y")
                 first, last = 0, len(data) - 1
