@@ -1,7 +1,7 @@
 """The page of a meeting: what its manifest lists, to see, to listen to and to download.
 
 One file that needs nothing but itself and the audio beside it: one style sheet and one script, whose hashes the browser
-is told beforehand. Every value from the archive goes through :func:`_text` or :func:`_address`, so a participant's name
+is told beforehand. Every value from the archive goes through :func:`text` or :func:`_address`, so a participant's name
 is only ever text. The same page stands in the archive, see :func:`write`, and is shown by Airflow.
 
 The page is made from the manifest and proves nothing by itself: nothing reads it but people.
@@ -81,7 +81,6 @@ _OUTCOMES = {
     "nothing_to_archive": ("Nothing to archive", "calm"),
 }
 
-
 _WHY = {
     "media_failed": "Recall could not make this audio.",
     "media_deleted": "It was deleted at Recall before it could be archived.",
@@ -89,20 +88,18 @@ _WHY = {
 }
 
 
-def write(store: Store, folder: str, manifest: Manifest) -> bool:
-    """Put the page of a settled recording beside its manifest; one that is there stays, whatever wrote it.
+def write(store: Store, folder: str, manifest: Manifest) -> None:
+    """Put the page of a settled recording beside its manifest, in one write; one that is there is renewed.
 
     :param folder: the recording's folder.
-    :return: whether it was written.
-    :raises StorageError: when the store refuses.
+    :raises ManifestError: and ``StorageError``: as :func:`renew`.
     """
-    return store.put_if_absent(f"{folder}/{PAGE_NAME}", _bytes(folder, manifest), PAGE_MEDIA_TYPE)
+    if not store.put_if_absent(f"{folder}/{PAGE_NAME}", _bytes(folder, manifest), PAGE_MEDIA_TYPE):
+        renew(store, folder)
 
 
 def renew(store: Store, folder: str) -> None:
-    """Let the page show the manifest that is there now, after that was replaced.
-
-    Only a page that this project wrote makes room, and only as the version that was looked at; any other stays.
+    """Let the page show the manifest that is there now; one that shows it already is not written again.
 
     :raises ManifestError: when the manifest can't be read.
     :raises ManifestConflictError: when somebody else keeps replacing it, or the page.
@@ -111,12 +108,19 @@ def renew(store: Store, folder: str) -> None:
     for _ in range(_ATTEMPTS):
         manifest = load(store, folder)
         # Who is slow must not bring back what the manifest no longer says.
-        if manifest is None or (_renewed(store, folder, manifest) and load(store, folder) == manifest):
+        if manifest is None or (show(store, folder, manifest) and load(store, folder) == manifest):
             return
     raise ManifestConflictError(f"{folder}: somebody else keeps replacing the manifest or its page; try again later")
 
 
-def _renewed(store: Store, folder: str, manifest: Manifest) -> bool:
+def show(store: Store, folder: str, manifest: Manifest) -> bool:
+    """Let the page show a manifest, be it the one that is there or one that is about to be.
+
+    Only a page that this project wrote makes room, and only as the version that was looked at; any other stays.
+
+    :return: False when somebody else wrote or removed a page meanwhile.
+    :raises StorageError: when the store refuses.
+    """
     key, page = f"{folder}/{PAGE_NAME}", _bytes(folder, manifest)
     info = store.stat(key)
     if info is None:
@@ -156,7 +160,7 @@ def settled_page(folder: str, manifest: Manifest) -> str:
     facts = {
         "Length": _clock(meeting.end - max(0.0, meeting.begin)) if meeting.talk else "",
         "Talk time": _clock(sum(meeting.talk.values())) if meeting.talk else "",
-        "Nobody talks": _clock(meeting.silence) if meeting.talk else "",
+        "Silence": _clock(meeting.silence) if meeting.talk else "",
         "Participants": f"{len(meeting.people):,}",
         "Parts": f"{len(manifest.parts):,}",
         "Size": size(sum(part.bytes for part in manifest.parts)),
@@ -215,7 +219,7 @@ class _Meeting:
         count = min(int(self.end // step) - math.ceil(self.begin / step) + 1, 100)
         ticks = [step * (math.ceil(self.begin / step) + number) for number in range(count)]
         grid = "".join(f'<line x1="{x}" x2="{x}" y1="0" y2="100%"/>' for x in map(self._across, ticks))
-        labels = "".join(f'<text x="{self._across(at)}" y="15">{_clock(at)}</text>' for at in ticks)
+        labels = "".join(f'<text x="{self._across(at)}" y="12">{_clock(at)}</text>' for at in ticks)
         return (
             f'<section aria-labelledby="timeline" data-begin="{self.begin:.3f}" data-end="{self.end:.3f}">'
             '<h2 id="timeline">Timeline</h2><p class="plain small">To play this here takes JavaScript; the '
@@ -513,18 +517,18 @@ def _clock(seconds: float, *, exact: bool = False) -> str:
     minutes, rest = divmod(tenths, 600)
     hours, minutes = divmod(minutes, 60)
     sign = "−" if seconds < 0 and tenths else ""
-    text = f"{hours}:{minutes:02d}:{rest // 10:02d}" if hours else f"{minutes}:{rest // 10:02d}"
-    return f"{sign}{text}.{rest % 10}" if exact else f"{sign}{text}"
+    shown = f"{hours}:{minutes:02d}:{rest // 10:02d}" if hours else f"{minutes}:{rest // 10:02d}"
+    return f"{sign}{shown}.{rest % 10}" if exact else f"{sign}{shown}"
 
 
 def size(count: int) -> str:
     """Return bytes as a person reads them, in powers of ten."""
-    size = float(count)
+    number = float(count)
     for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:,.3g} TB"
+        if number < 1000:
+            return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.3g} {unit}"
+        number /= 1000
+    return f"{number:,.3g} TB"
 
 
 def _period(start: datetime, end: datetime | None) -> str:

@@ -3,7 +3,7 @@
 A note with ids is left in the archive first: from then on nothing brings the audio back, even should the manifest be
 lost. Then the manifest is rewritten, on the condition that it has not changed, and then the objects go. A try that was
 killed in between leaves a manifest that names the participants by their ids, so the next one, and the next search too,
-finishes it.
+finishes it. The page goes before the manifest: by name nobody is found any more once the manifest is rewritten.
 """
 
 from __future__ import annotations
@@ -170,6 +170,8 @@ def _rewrite(store: Store, recording_id: str, folder: str, whom: set[int]) -> No
         anew = without(manifest, whom)
         if anew == manifest:
             return
+        if not meeting_page.show(store, folder, anew):
+            continue
         try:
             if manifests.write(store, folder, anew, replaces=info):
                 return

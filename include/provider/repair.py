@@ -20,7 +20,7 @@ from include.archive.layout import part_stem, recording_folder
 from include.archive.verify import Finding, look_through
 from include.errors import CodedError
 from include.provider.deletion import is_deleted, receipt_key
-from include.provider.transfer import settle
+from include.provider.transfer import of_no_consequence, settle
 from include.recall.errors import RecallMediaDeletedError, RecallMediaFailedError
 from include.recall.parts import list_parts, open_part
 
@@ -97,15 +97,10 @@ class Repairer:
         known = {finding.key for finding in checked.findings}
         checked.findings += [finding for key, (finding, _) in self._mended.items() if key not in known]
         if checked.manifest is not None and not checked.has_page:
-            shown = self._tried(partial(self._shown, checked.folder, checked.manifest))
-            if shown.action is None:
-                log.warning("The page of %s is not written: %s", checked.folder, shown.message)
+            with of_no_consequence(checked.folder):
+                meeting_page.write(self._opened().store, checked.folder, checked.manifest)
         left = (None, Outcome())
         return [(one, outcomes.get(id(one)) or self._mended.get(one.key, left)[1]) for one in checked.findings]
-
-    def _shown(self, folder: str, manifest: Manifest) -> Outcome:
-        meeting_page.write(self._opened().store, folder, manifest)
-        return Outcome(action="restored")
 
     def _outcomes(self, checked: Checked) -> Iterator[tuple[Finding, Outcome]]:
         for finding in [one for one in checked.findings if one.kind in _MANIFEST]:

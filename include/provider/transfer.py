@@ -20,7 +20,7 @@ from include.archive import manifest as manifests
 from include.archive import meeting_page
 from include.archive.audio import PcmFormat
 from include.archive.copy import StoredPart, archive_body, find_stored, survey
-from include.archive.errors import ArchiveError, ContentConflictError, StorageError
+from include.archive.errors import ContentConflictError, StorageError
 from include.archive.layout import MANIFEST_NAME, PAGE_NAME, part_stem, participant_folder
 from include.errors import CodedError
 from include.provider.errors import PartsOwedError
@@ -99,7 +99,7 @@ def already_settled(store: Store, folder: str) -> Settled | None:
     if problems:
         return None
     manifests.tidy(store, folder)
-    with _of_no_consequence(folder):
+    with of_no_consequence(folder):
         if store.stat(f"{folder}/{PAGE_NAME}") is None:
             meeting_page.write(store, folder, manifest)
     return _settled(store, folder, manifest)
@@ -353,21 +353,20 @@ def settle(
     if owed:
         raise _owed(recording, owed, len(entries))
     manifests.publish(ends.store, folder, manifest, replaces=replaces)
-    with _of_no_consequence(folder):
-        if replaces is None:
-            meeting_page.write(ends.store, folder, manifest)
-        else:
-            meeting_page.renew(ends.store, folder)
+    with of_no_consequence(folder):
+        meeting_page.write(ends.store, folder, manifest)
     return _settled(ends.store, folder, manifest)
 
 
 @contextmanager
-def _of_no_consequence(folder: str) -> Iterator[None]:
-    """Let a page be left out that can't be written: the next run, or look through the archive, makes up for it."""
+def of_no_consequence(folder: str) -> Iterator[None]:
+    """Let a page be left out that can't be drawn or written: the next run, or a repair, makes up for it."""
     try:
         yield
-    except ArchiveError as error:
-        log.warning("The page of %s is not written: %s", folder, error)
+    except Exception as error:
+        # Errors of ours name nobody; what others quote may be anybody's name.
+        reason = error.message if isinstance(error, CodedError) else type(error).__name__
+        log.warning("The page of %s is not written: %s", folder, reason)
 
 
 def label(parts: Iterable[AudioPart], participant_ids: Sequence[int]) -> str:

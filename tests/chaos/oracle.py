@@ -45,7 +45,7 @@ class Problem:
     """One thing that is wrong.
 
     :ivar kind: ``lost``, ``duplicate``, ``corrupt``, ``phantom``, ``leftover``, ``secret``, ``overwritten``, ``rate``,
-        ``hang``, ``manifest``, ``unreported``, ``key``, ``outcome``, ``connection`` or ``busy``.
+        ``hang``, ``manifest``, ``page``, ``unreported``, ``key``, ``outcome``, ``connection`` or ``busy``.
     """
 
     kind: str
@@ -306,6 +306,10 @@ def _settled(
     problems += [Problem("duplicate", f"{folder}/{key} is listed {n} times") for key, n in keys.items() if n > 1]
     for key in set(there) - set(keys) - {"manifest.json", "meeting.html"}:
         problems.append(_extra(archive, folder, key, wanted))
+    if "meeting.html" in there:
+        page = archive.read(f"{folder}/meeting.html").decode()
+        if set(re.findall(r'href="(participant=[^"]*)"', page)) != set(keys) or not page.endswith("</html>\n"):
+            problems.append(Problem("page", f"{folder}/meeting.html doesn't show what the manifest lists"))
     missing = {entry["artifact_id"] for entry in document["missing"]}
     named = {artifact["id"] for artifact in truth["artifacts"] if artifact["id"] in gone}
     if missing != named:

@@ -329,6 +329,16 @@ def test_manifest_that_hides_a_gap(root: Path) -> None:
     assert kinds(root, evidence(truths=[facts], gone=["lost-one"])) == {"manifest"}
 
 
+def test_page_that_shows_something_else(root: Path) -> None:
+    page = root / FOLDER / "meeting.html"
+    links = "".join(f'<a href="{key(number)}">' for number in range(len(BODIES)))
+    page.write_text(f"{links}</html>\n")
+    assert kinds(root) == set()
+    for other in (f"{links}</html>", "</html>\n", f'{links}<a href="participant=9/a/b.wav"></html>\n'):
+        page.write_text(other)
+        assert kinds(root) == {"page"}
+
+
 def test_object_of_a_failed_run_that_nobody_speaks_of(root: Path) -> None:
     (root / FOLDER / "manifest.json").unlink()
     kept = [f"file://{root}/{FOLDER}/{key(number)}" for number in (0, 1)]

@@ -205,7 +205,9 @@ class Campaign:
         objects = archive.objects()
         self.report.say("parts", f"{len(parts)}, {sum(part['length'] for part in parts) / MIB:.0f} MiB")
         self.report.say("objects stored", len(objects))
-        self.report.expect(len(objects) == len(parts) + self._count, f"{len(objects)} objects for {len(parts)} parts")
+        # Beside its parts, each recording has a manifest and a page.
+        expected = len(parts) + 2 * self._count
+        self.report.expect(len(objects) == expected, f"{len(objects)} objects for {len(parts)} parts")
         evidence = oracle.Evidence(
             truths, [oracle.Finished(0, {"state": "success"})], journal=world.recall.journal("media"), single=False
         )

@@ -81,7 +81,7 @@ def test_every_part_is_at_its_true_place() -> None:
 
 def test_silence_and_talk_time_add_up() -> None:
     page = page_of(meeting(part(1, 0, 30), part(1, 20, 20), part(2, 30, 20), part(2, 100, 20)))
-    assert (fact(page, "Length"), fact(page, "Talk time"), fact(page, "Nobody talks")) == ("2:00", "1:20", "0:50")
+    assert (fact(page, "Length"), fact(page, "Talk time"), fact(page, "Silence")) == ("2:00", "1:20", "0:50")
     assert re.findall(r"class=talk>([\d:]+) <span class=share>(.*?)<", page) == [("0:40", "50%"), ("0:40", "50%")]
 
 
@@ -141,11 +141,14 @@ def test_the_same_manifest_gives_the_same_page() -> None:
 
 def test_it_is_written_once(archive: Archive) -> None:
     manifest = meeting(part(1, 0, 5))
-    assert meeting_page.write(archive.store, FOLDER, manifest)
+    manifests.publish(archive.store, FOLDER, manifest)
+    meeting_page.write(archive.store, FOLDER, manifest)
     assert archive.get(PAGE).decode() == page_of(manifest)
     written = archive.modified(PAGE)
-    assert not meeting_page.write(archive.store, FOLDER, meeting(part(1, 0, 7)))
-    assert archive.modified(PAGE) == written
+    # Who comes second has seen another manifest, as before a purge; the one that is stored counts.
+    for late in (manifest, meeting(part(1, 0, 7))):
+        meeting_page.write(archive.store, FOLDER, late)
+        assert archive.modified(PAGE) == written
     assert archive.leftovers() == []
 
 
@@ -164,7 +167,7 @@ def test_it_follows_a_manifest_that_was_replaced(archive: Archive) -> None:
     assert archive.get(PAGE).decode() == page_of(first)
     archive.remove(f"{FOLDER}/manifest.json")
     manifests.publish(archive.store, FOLDER, second)
-    meeting_page.renew(archive.store, FOLDER)
+    meeting_page.write(archive.store, FOLDER, second)
     assert archive.get(PAGE).decode() == page_of(second)
     assert b"Ada" not in archive.get(PAGE)
     archive.remove(PAGE)

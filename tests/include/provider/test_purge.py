@@ -128,6 +128,31 @@ def test_a_person_is_gone_and_the_others_stay(meeting: Meeting, root: Path) -> N
     assert ids(meeting, Request(recording_id=meeting.recording_id, participant_id=1)) == [1]
 
 
+def test_the_page_forgets_before_the_manifest_does(
+    meeting: Meeting, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once the manifest names nobody any more, no search finds the page that still would."""
+
+    def killed(*_: Any, **__: Any) -> bool:
+        raise StorageUnavailableError("killed")
+
+    monkeypatch.setattr(manifests, "write", killed)
+    with pytest.raises(StorageUnavailableError):
+        remove(meeting, 1, 3)
+    assert ADA not in (meeting.path / "meeting.html").read_text("utf-8")
+    assert ids(meeting, Request(name=ADA)) == [1, 3]
+
+
+def test_what_a_slow_writer_put_on_the_page_goes(meeting: Meeting, root: Path) -> None:
+    page = meeting.path / "meeting.html"
+    before = page.read_bytes()
+    remove(meeting, 1, 3)
+    after = page.read_bytes()
+    page.write_bytes(before)
+    assert remove(meeting, 1, 3) == 0
+    assert page.read_bytes() == after
+
+
 def test_titles_and_metadata_that_name_the_person(simulator: RunningSimulator, root: Path) -> None:
     created = datetime(2026, 3, 4, tzinfo=timezone.utc)
     manifest = manifests.Manifest.build(

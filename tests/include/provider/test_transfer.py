@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from include.archive import manifest as manifests
+from include.archive import meeting_page
 from include.archive.copy import Stop
 from include.archive.errors import StorageError
 from include.archive.stores import open_store
@@ -162,6 +163,20 @@ def test_a_page_that_cannot_be_written_fails_nobody(simulator: RunningSimulator,
     settled = meeting.run()
     assert settled.outcome == "archived"
     assert transfer.already_settled(meeting.ends.store, meeting.folder) == settled
+
+
+def test_a_page_that_cannot_be_drawn_fails_nobody_and_names_nobody(
+    simulator: RunningSimulator, root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stumble(*_: Any) -> str:
+        raise ValueError("what is Ada Example?")
+
+    monkeypatch.setattr(meeting_page, "settled_page", stumble)
+    meeting = Meeting(simulator, root, {"parts": [part(1, 1)]})
+    assert meeting.run().outcome == "archived"
+    assert "ValueError" in caplog.text
+    assert "Ada" not in caplog.text
+    assert [name for name in meeting.stored() if name.endswith("html")] == []
 
 
 def test_an_object_that_disappeared_is_fetched_again(simulator: RunningSimulator, root: Path) -> None:
