@@ -133,7 +133,8 @@
         if (sound.paused) sound.play().catch((error) => { if (error.name === "NotAllowedError") pause(); });
       }
     }
-    say(holding ? "Waiting for audio" : lost ? `Playing, without ${lost} parts that can’t be loaded` : "Playing");
+    const gone = lost === 1 ? "1 part" : `${lost} parts`;
+    say(holding ? "Waiting for audio" : lost ? `Playing, without ${gone} that can’t be loaded` : "Playing");
     if (time >= stop()) finish();
     else if (skip.checked && !isPart() && !holding) leap(time);
     return now();

@@ -15,13 +15,14 @@ import logging
 import math
 import re
 from bisect import bisect_left
+from contextlib import suppress
 from datetime import datetime, timezone
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from include.archive.errors import AlreadyExistsError, ManifestConflictError, ObjectMissingError
+from include.archive.errors import AlreadyExistsError, IntegrityError, ManifestConflictError, ObjectMissingError
 from include.archive.layout import MANIFEST_NAME, PAGE_NAME, is_key
 from include.archive.manifest import PURGED, ParticipantFacts, load
 
@@ -116,7 +117,8 @@ def renew(store: Store, folder: str) -> None:
 def show(store: Store, folder: str, manifest: Manifest) -> bool:
     """Let the page show a manifest, be it the one that is there or one that is about to be.
 
-    Only a page that this project wrote makes room, and only as the version that was looked at; any other stays.
+    Only a page that this project wrote makes room, or one that the store has let rot, and only as the version that was
+    looked at; any other stays.
 
     :return: False when somebody else wrote or removed a page meanwhile.
     :raises StorageError: when the store refuses.
@@ -126,12 +128,13 @@ def show(store: Store, folder: str, manifest: Manifest) -> bool:
     if info is None:
         return store.put_if_absent(key, page, PAGE_MEDIA_TYPE)
     try:
-        stored = b"".join(store.read(key))
-        if stored == page:
-            return True
-        if _MARK.encode() not in stored[:1000]:
-            log.warning("%s is not of this project and stays as it is", key)
-            return True
+        with suppress(IntegrityError):
+            stored = b"".join(store.read(key))
+            if stored == page:
+                return True
+            if _MARK.encode() not in stored[:1000]:
+                log.warning("%s is not of this project and stays as it is", key)
+                return True
         with store.write(key, media_type=PAGE_MEDIA_TYPE, size=len(page), replaces=info) as writer:
             writer.write(memoryview(page))
             writer.commit({})

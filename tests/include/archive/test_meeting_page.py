@@ -12,9 +12,12 @@ import pytest
 
 from include.archive import manifest as manifests
 from include.archive import meeting_page
+from include.archive.errors import IntegrityError
 from include.archive.manifest import Manifest, MissingPart, PartEntry, ParticipantFacts, RecordingFacts
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.include.archive.support import Archive
 
 FOLDER = "dt=2026-03-04/recording=rec-1"
@@ -181,6 +184,22 @@ def test_a_page_of_somebody_else_stays(archive: Archive) -> None:
     assert archive.store.put_if_absent(PAGE, b"<p>mine", "text/html")
     meeting_page.renew(archive.store, FOLDER)
     assert archive.get(PAGE) == b"<p>mine"
+
+
+def test_a_rotten_page_makes_room(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else nobody could be purged from its meeting."""
+    manifests.publish(archive.store, FOLDER, meeting())
+    assert archive.store.put_if_absent(PAGE, b"Ada, and bits that flipped", "text/html")
+    read = archive.store.read
+
+    def rotten(key: str, start: int = 0) -> Iterator[bytes]:
+        yield from read(key, start)
+        if key == PAGE:
+            raise IntegrityError("the bytes do not match the store's own checksum")
+
+    monkeypatch.setattr(archive.store, "read", rotten)
+    meeting_page.renew(archive.store, FOLDER)
+    assert archive.get(PAGE).decode() == page_of(meeting())
 
 
 def test_who_is_slow_does_not_bring_back_what_was_removed(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
