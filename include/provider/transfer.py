@@ -354,7 +354,10 @@ def settle(
         raise _owed(recording, owed, len(entries))
     manifests.publish(ends.store, folder, manifest, replaces=replaces)
     with of_no_consequence(folder):
-        meeting_page.write(ends.store, folder, manifest)
+        if rebuilds:
+            meeting_page.renew(ends.store, folder)
+        else:
+            meeting_page.write(ends.store, folder, manifest)
     return _settled(ends.store, folder, manifest)
 
 
