@@ -328,7 +328,7 @@ def html_page(title: str, body: Iterable[str], script: str = "") -> str:
     :param title: any text.
     :param body: markup, which begins with what :func:`html_header` returns.
     """
-    code = f"<script>{script}</script>" if script else ""
+    behind = f"<script>{script}</script>" if script else ""
     header, *rest = filter(None, body)
     return (
         '<!DOCTYPE html>\n<html lang="en" dir="ltr"><head><meta charset="utf-8">'
@@ -336,7 +336,7 @@ def html_page(title: str, body: Iterable[str], script: str = "") -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="referrer" content="no-referrer"><meta name="robots" content="noindex">'
         f"<title>{text(title)}</title><style>{STYLE}</style></head>\n<body>\n"
-        f"{header}\n<main>\n{chr(10).join(rest)}\n</main>\n{code}</body></html>\n"
+        f"{header}\n<main>\n{chr(10).join(rest)}\n</main>\n{behind}</body></html>\n"
     )
 
 
