@@ -1,8 +1,9 @@
 """The page of a meeting: what its manifest lists, to see, to listen to and to download.
 
 One file that needs nothing but itself and the audio beside it: one style sheet and one script, whose hashes the browser
-is told beforehand. Every value from the archive goes through :func:`text` or :func:`_address`, so a participant's name
-is only ever text. The same page stands in the archive, see :func:`write`, and is shown by Airflow.
+is told beforehand. Every value from the archive goes through :func:`~include.archive.markup.text` or
+:func:`_address`, so a participant's name is only ever text. The same page stands in the archive, see :func:`write`, and
+is shown by Airflow.
 
 The page is made from the manifest and proves nothing by itself: nothing reads it but people.
 """
@@ -17,7 +18,6 @@ import re
 from bisect import bisect_left
 from contextlib import suppress
 from datetime import datetime, timezone
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -25,6 +25,7 @@ from urllib.parse import quote
 from include.archive.errors import AlreadyExistsError, IntegrityError, ManifestConflictError, ObjectMissingError
 from include.archive.layout import MANIFEST_NAME, PAGE_NAME, is_key
 from include.archive.manifest import PURGED, ParticipantFacts, load
+from include.archive.markup import size, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -39,7 +40,6 @@ MOST_ROWS = 2_000
 
 PAGE_MEDIA_TYPE = "text/html; charset=utf-8"
 
-_MOST_CHARACTERS = 500
 _MOST_OF_A_NAME = 80
 _MOST_BARS = 300
 _LONGEST_SECONDS = 10_000_000.0
@@ -47,8 +47,6 @@ _DENSE = 12
 _OPEN = 12
 _ATTEMPTS = 5
 _MARK = '<meta name="generator" content="recall-audio-archive">'
-# What would reorder, break or hide the text around it, and halves of characters, which no encoding can carry.
-_UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 _TICKS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 28_800, 86_400)
 
 
@@ -74,7 +72,7 @@ _POLICY = (
 CONTENT_SECURITY_POLICY = "; ".join((*_POLICY, "frame-ancestors 'self'"))
 """What a browser may load for the page: its own style and script, and audio from the same place.
 
-Airflow shows it in a frame of its own. The page says the same itself, but for who may frame it, which only a header can say."""
+The page says the same itself, but for who may frame it, as Airflow does, which only a header can say."""
 
 _OUTCOMES = {
     "archived": ("Archived", "good"),
@@ -496,12 +494,6 @@ def _name(person: ParticipantFacts) -> str:
     return f"Participant {person.id}"
 
 
-def text(value: str, most: int = _MOST_CHARACTERS) -> str:
-    """Return a value as text that is nothing but text, wherever in the page it stands."""
-    short = value if len(value) <= most else value[:most] + "…"
-    return escape(_UNFIT.sub(lambda found: f"\\u{ord(found.group()):04x}", short))
-
-
 def _address(folder: str, name: str) -> str | None:
     """Return the relative address of an object; None for a name that no object has, whatever wrote it."""
     return quote(name, safe="/=") if is_key(f"{folder}/{name}") else None
@@ -522,16 +514,6 @@ def _clock(seconds: float, *, exact: bool = False) -> str:
     sign = "−" if seconds < 0 and tenths else ""
     shown = f"{hours}:{minutes:02d}:{rest // 10:02d}" if hours else f"{minutes}:{rest // 10:02d}"
     return f"{sign}{shown}.{rest % 10}" if exact else f"{sign}{shown}"
-
-
-def size(count: int) -> str:
-    """Return bytes as a person reads them, in powers of ten."""
-    number = float(count)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if number < 1000:
-            return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.3g} {unit}"
-        number /= 1000
-    return f"{number:,.3g} TB"
 
 
 def _period(start: datetime, end: datetime | None) -> str:

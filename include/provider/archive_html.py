@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from include.archive.layout import is_recording_folder
-from include.archive.meeting_page import html_facts, html_header, html_page, size, text
+from include.archive.markup import size, text
+from include.archive.meeting_page import html_facts, html_header, html_page
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
