@@ -20,7 +20,17 @@ MAY_IMPORT = {
     "provider": {"include.errors", "include.recall", "include.archive"},
 }
 KNOWS_AIRFLOW = {"provider"}
-HEAVY = {"boto3", "botocore", "requests", "urllib3", "jsonschema", "include.recall.client", "include.archive.copy"}
+HEAVY = {
+    "boto3",
+    "botocore",
+    "numpy",
+    "requests",
+    "soundfile",
+    "urllib3",
+    "jsonschema",
+    "include.recall.client",
+    "include.archive.copy",
+}
 
 
 def modules(wing: str) -> list[Path]:

@@ -9,6 +9,11 @@ ArchiveError
 │   ├── SourceChecksumError     source_checksum_mismatch retried
 │   ├── SourceChangedError      source_changed           retried
 │   └── StoredBytesDifferError  stored_bytes_differ      retried
+├── DerivingError               deriving_failed
+│   ├── AudioLibraryMissingError audio_library_missing
+│   ├── ArchiveChangedError     archive_changed          retried
+│   ├── AudioUnfitError         audio_unfit
+│   └── DecodedDiffersError     decoded_differs
 ├── StoppedError                stopped                  retried
 ├── ManifestError
 │   ├── ManifestConflictError   manifest_conflict
@@ -85,6 +90,37 @@ class StoredBytesDifferError(IntegrityError):
     """The store holds other bytes than it was given."""
 
     code = "stored_bytes_differ"
+
+
+class DerivingError(ArchiveError):
+    """Base of everything that is wrong with making audio from what is archived."""
+
+    code = "deriving_failed"
+
+
+class AudioLibraryMissingError(DerivingError):
+    """The library that decodes and encodes audio is not installed."""
+
+    code = "audio_library_missing"
+
+
+class ArchiveChangedError(DerivingError):
+    """What is archived of a recording changed while something was made of it, by a purge for example."""
+
+    code = "archive_changed"
+    permanent = False
+
+
+class AudioUnfitError(DerivingError):
+    """What is archived can't be made into what was asked for."""
+
+    code = "audio_unfit"
+
+
+class DecodedDiffersError(DerivingError):
+    """What was encoded does not decode to what it was made from."""
+
+    code = "decoded_differs"
 
 
 class StoppedError(ArchiveError):

@@ -19,6 +19,12 @@ LOST_FOLDER = "lost"
 PAGE_NAME = "meeting.html"
 """Name of the page that shows a recording's manifest to people, beside it."""
 
+SPEAKERS_NAME = "speakers.rttm"
+"""Name, within its recording's folder, of what says who spoke when; see :mod:`include.archive.speakers`."""
+
+DERIVED_FOLDER = "derived"
+"""Folder, within its recording's, of whatever was made from what is archived and can be made again."""
+
 _SAFE_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
 _KEY = re.compile(r"[a-z0-9][a-z0-9/_.=-]{0,899}")
 _FOLDER = re.compile(r"dt=[0-9]{4}-[0-9]{2}-[0-9]{2}/recording=[a-z0-9][a-z0-9_-]{0,99}")
@@ -52,6 +58,22 @@ def recording_folder(created_at: datetime, recording_id: str) -> str:
 def is_recording_folder(folder: str) -> bool:
     """Tell whether a string may be what :func:`recording_folder` returns."""
     return _FOLDER.fullmatch(folder) is not None
+
+
+def document_key(name: str) -> str:
+    """Return the key of one of the source's lists about a recording, relative to the recording's folder.
+
+    :param name: such as ``participants``.
+    """
+    return f"{safe_id(name)}.json"
+
+
+def is_derived(key: str) -> bool:
+    """Tell whether an object was made from what is archived: it is in no manifest, and losing it loses nothing.
+
+    :param key: relative to the recording's folder.
+    """
+    return key in {PAGE_NAME, SPEAKERS_NAME} or key.startswith(f"{DERIVED_FOLDER}/")
 
 
 def participant_folder(participant_id: int) -> str:

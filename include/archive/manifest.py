@@ -6,7 +6,8 @@ import functools
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields
+import zlib
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,7 +20,7 @@ from include.archive.errors import (
     ManifestVersionError,
     ObjectMissingError,
 )
-from include.archive.layout import MANIFEST_NAME, PAGE_NAME, is_key, safe_id
+from include.archive.layout import MANIFEST_NAME, PAGE_NAME, SPEAKERS_NAME, is_derived, is_key, safe_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -136,6 +137,30 @@ class MissingPart:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DocumentEntry:
+    """One of the source's lists about the recording, stored byte for byte.
+
+    :param name: what the source calls it, such as ``speaker_timeline``.
+    :param key: relative to the recording's folder.
+    """
+
+    name: str
+    key: str
+    bytes: int
+    sha256: str
+    crc32: str
+    media_type: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MissingDocument:
+    """A list about the recording that the source did not give. It keeps nothing from being settled."""
+
+    name: str
+    error_code: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """One recording's manifest. Make it with :meth:`build`, which orders it and adds up its totals."""
 
@@ -145,6 +170,8 @@ class Manifest:
     participants: tuple[ParticipantFacts, ...]
     parts: tuple[PartEntry, ...]
     missing: tuple[MissingPart, ...]
+    documents: tuple[DocumentEntry, ...] = ()
+    documents_missing: tuple[MissingDocument, ...] = ()
 
     @classmethod
     def build(
@@ -185,6 +212,22 @@ class Manifest:
             missing=tuple(sorted(missing, key=_missing_order)),
         )
 
+    def with_documents(self, documents: Iterable[DocumentEntry], missing: Iterable[MissingDocument]) -> Manifest:
+        """Return the same manifest that also tells of the source's lists about the recording.
+
+        :param documents: those that are stored beside the audio.
+        :param missing: those that could not be had; one that is stored all the same is not missing.
+        """
+        documents = tuple(documents)
+        stored = {one.name for one in documents}
+        return replace(
+            self,
+            documents=tuple(sorted(documents, key=lambda one: one.name)),
+            documents_missing=tuple(
+                sorted((one for one in missing if one.name not in stored), key=lambda one: one.name)
+            ),
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return the manifest as its schema describes it."""
         by_participant: dict[int, list[PartEntry]] = {person.id: [] for person in self.participants}
@@ -205,6 +248,8 @@ class Manifest:
             ],
             "parts": [_plain(asdict(part)) for part in self.parts],
             "missing": [asdict(part) for part in self.missing],
+            "documents": [asdict(one) for one in self.documents],
+            "documents_missing": [asdict(one) for one in self.documents_missing],
             "totals": {
                 "participants": len(self.participants),
                 "parts": len(self.parts),
@@ -247,6 +292,8 @@ class Manifest:
             participants=tuple(_parse(ParticipantFacts, person) for person in document["participants"]),
             parts=tuple(_parse(PartEntry, part) for part in document["parts"]),
             missing=tuple(_parse(MissingPart, part) for part in document["missing"]),
+            documents=tuple(_parse(DocumentEntry, one) for one in document.get("documents", ())),
+            documents_missing=tuple(_parse(MissingDocument, one) for one in document.get("documents_missing", ())),
         )
 
     def says_the_same(self, other: Manifest) -> bool:
@@ -274,7 +321,7 @@ class Problem:
 
     :param kind: ``missing``, ``size``, ``damaged``, ``bad_key`` or ``extra``.
     :param key: relative to the recording's folder.
-    :param artifact_id: and ``part_id``: the part concerned; None for an extra object.
+    :param artifact_id: and ``part_id``: the part concerned; None for an extra object, and for one that is no part.
     """
 
     kind: str
@@ -282,6 +329,22 @@ class Problem:
     detail: str
     artifact_id: str | None = None
     part_id: str | None = None
+
+
+def document_entry(name: str, key: str, data: bytes) -> DocumentEntry:
+    """Describe a list about the recording as it is stored.
+
+    :param name: what the source calls it.
+    :param key: relative to the recording's folder.
+    """
+    return DocumentEntry(
+        name=name,
+        key=key,
+        bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+        crc32=f"{zlib.crc32(data):08x}",
+        media_type=MANIFEST_MEDIA_TYPE,
+    )
 
 
 def validate(document: object) -> None:
@@ -304,7 +367,7 @@ def publish(store: Store, folder: str, manifest: Manifest, *, replaces: ObjectIn
     :raises ManifestConflictError: when a different one was there; it is left as it is.
     """
     if write(store, folder, manifest, replaces=replaces):
-        tidy(store, folder)
+        tidy(store, folder, manifest)
         return True
     existing = load(store, folder)
     if existing is not None and existing.says_the_same(manifest):
@@ -354,9 +417,10 @@ def buried(store: Store, recording_id: str) -> frozenset[int]:
     return frozenset(found)
 
 
-def tidy(store: Store, folder: str) -> None:
-    """Remove what killed writers of a manifest that is there now, and of its page, have left beside it."""
-    store.abort_stale(*(f"{folder}/{name}".rpartition(".")[0] for name in (MANIFEST_NAME, PAGE_NAME)))
+def tidy(store: Store, folder: str, manifest: Manifest) -> None:
+    """Remove what killed writers of a manifest that is there now, and of what belongs to it, have left beside it."""
+    names = (MANIFEST_NAME, PAGE_NAME, SPEAKERS_NAME, *(one.key for one in manifest.documents))
+    store.abort_stale(*(f"{folder}/{name}".rpartition(".")[0] for name in names))
 
 
 def load(store: Store, folder: str) -> Manifest | None:
@@ -396,7 +460,7 @@ def check(store: Store, folder: str, manifest: Manifest, *, deep: bool = False) 
 
     :param deep: prove every object, by the checksum that the store itself computed, or else by reading it. Otherwise
         only sizes, and hashes that were noted with the objects, are compared, which no flipped bit shows in.
-    :return: what is wrong, in the manifest's order, then objects that it does not list.
+    :return: what is wrong, in the manifest's order, then objects that it does not list, but for derived ones.
     """
     problems = []
     for part in manifest.parts:
@@ -406,15 +470,19 @@ def check(store: Store, folder: str, manifest: Manifest, *, deep: bool = False) 
             problems.append(
                 Problem(kind=kind, key=part.key, detail=detail, artifact_id=part.artifact_id, part_id=part.part_id)
             )
-    listed = {part.key for part in manifest.parts} | {MANIFEST_NAME, PAGE_NAME}
+    for document in manifest.documents:
+        fault = _fault(store, f"{folder}/{document.key}", document, deep=deep)
+        if fault is not None:
+            problems.append(Problem(kind=fault[0], key=document.key, detail=fault[1]))
+    listed = {part.key for part in manifest.parts} | {one.key for one in manifest.documents} | {MANIFEST_NAME}
     for info in store.list(folder + "/"):
         key = info.key[len(folder) + 1 :]
-        if key not in listed:
+        if key not in listed and not is_derived(key):
             problems.append(Problem(kind="extra", key=key, detail="not in the manifest"))
     return problems
 
 
-def _fault(store: Store, key: str, part: PartEntry, *, deep: bool) -> tuple[str, str] | None:
+def _fault(store: Store, key: str, part: PartEntry | DocumentEntry, *, deep: bool) -> tuple[str, str] | None:
     if not is_key(key):
         return "bad_key", "not a key of this archive"
     info = store.stat(key)
@@ -485,7 +553,7 @@ def _timestamp(moment: datetime) -> str:
     return moment.astimezone(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-_Facts = TypeVar("_Facts", RecordingFacts, ParticipantFacts, PartEntry, MissingPart)
+_Facts = TypeVar("_Facts", RecordingFacts, ParticipantFacts, PartEntry, MissingPart, DocumentEntry, MissingDocument)
 _TIMES = frozenset({"created_at", "started_at", "completed_at", "expires_at", "start_absolute"})
 
 

@@ -2,7 +2,7 @@
 
 One file that needs nothing but itself and the audio beside it: one style sheet and one script, whose hashes the browser
 is told beforehand. Every value from the archive goes through :func:`~include.archive.markup.text` or
-:func:`_address`, so a participant's name is only ever text. The same page stands in the archive, see :func:`write`, and
+:func:`_address`, so a participant's name is only ever text. The same page stands in the archive, see :data:`PAGE`, and
 is shown by Airflow.
 
 The page is made from the manifest and proves nothing by itself: nothing reads it but people.
@@ -12,28 +12,24 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import logging
 import math
 import re
 from bisect import bisect_left
-from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from include.archive.errors import AlreadyExistsError, IntegrityError, ManifestConflictError, ObjectMissingError
+from include.archive.beside import Beside
 from include.archive.layout import MANIFEST_NAME, PAGE_NAME, is_key
-from include.archive.manifest import PURGED, ParticipantFacts, load
+from include.archive.manifest import PURGED, ParticipantFacts
 from include.archive.markup import size, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from include.archive.manifest import Manifest, MissingPart, PartEntry
-    from include.archive.stores import ObjectInfo, Store
-
-log = logging.getLogger(__name__)
+    from include.archive.stores import ObjectInfo
 
 MOST_ROWS = 2_000
 """A page lists no more parts, people or objects than that; the manifest has them all."""
@@ -45,7 +41,6 @@ _MOST_BARS = 300
 _LONGEST_SECONDS = 10_000_000.0
 _DENSE = 12
 _OPEN = 12
-_ATTEMPTS = 5
 _MARK = '<meta name="generator" content="recall-audio-archive">'
 _TICKS = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 28_800, 86_400)
 
@@ -87,62 +82,12 @@ _WHY = {
 }
 
 
-def write(store: Store, folder: str, manifest: Manifest) -> None:
-    """Put the page of a settled recording beside its manifest, in one write; one that is there is renewed.
+PAGE = Beside(
+    PAGE_NAME, PAGE_MEDIA_TYPE, lambda _, folder, manifest: settled_page(folder, manifest).encode(), mark=_MARK.encode()
+)
+"""The page of a settled recording."""
 
-    :param folder: the recording's folder.
-    :raises ManifestError: and ``StorageError``: as :func:`renew`.
-    """
-    if not store.put_if_absent(f"{folder}/{PAGE_NAME}", _bytes(folder, manifest), PAGE_MEDIA_TYPE):
-        renew(store, folder)
-
-
-def renew(store: Store, folder: str) -> None:
-    """Let the page show the manifest that is there now; one that shows it already is not written again.
-
-    :raises ManifestError: when the manifest can't be read.
-    :raises ManifestConflictError: when somebody else keeps replacing it, or the page.
-    :raises StorageError: when the store refuses.
-    """
-    for _ in range(_ATTEMPTS):
-        manifest = load(store, folder)
-        # Who is slow must not bring back what the manifest no longer says.
-        if manifest is None or (show(store, folder, manifest) and load(store, folder) == manifest):
-            return
-    raise ManifestConflictError(f"{folder}: somebody else keeps replacing the manifest or its page; try again later")
-
-
-def show(store: Store, folder: str, manifest: Manifest) -> bool:
-    """Let the page show a manifest, be it the one that is there or one that is about to be.
-
-    Only a page that this project wrote makes room, or one that the store has let rot, and only as the version that was
-    looked at; any other stays.
-
-    :return: False when somebody else wrote or removed a page meanwhile.
-    :raises StorageError: when the store refuses.
-    """
-    key, page = f"{folder}/{PAGE_NAME}", _bytes(folder, manifest)
-    info = store.stat(key)
-    if info is None:
-        return store.put_if_absent(key, page, PAGE_MEDIA_TYPE)
-    try:
-        with suppress(IntegrityError):
-            stored = b"".join(store.read(key))
-            if stored == page:
-                return True
-            if _MARK.encode() not in stored[:1000]:
-                log.warning("%s is not of this project and stays as it is", key)
-                return True
-        with store.write(key, media_type=PAGE_MEDIA_TYPE, size=len(page), replaces=info) as writer:
-            writer.write(memoryview(page))
-            writer.commit({})
-    except (AlreadyExistsError, ObjectMissingError):
-        return False
-    return True
-
-
-def _bytes(folder: str, manifest: Manifest) -> bytes:
-    return settled_page(folder, manifest).encode()
+write, renew, show = PAGE.write, PAGE.renew, PAGE.show
 
 
 def settled_page(folder: str, manifest: Manifest) -> str:

@@ -26,14 +26,23 @@ from include.archive.errors import (
     StoppedError,
     StorageError,
 )
-from include.archive.layout import MANIFEST_NAME, PAGE_NAME, is_key, is_recording_folder, recording_folder, safe_id
+from include.archive.layout import (
+    MANIFEST_NAME,
+    PAGE_NAME,
+    SPEAKERS_NAME,
+    is_derived,
+    is_key,
+    is_recording_folder,
+    recording_folder,
+    safe_id,
+)
 from include.archive.manifest import Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
     from concurrent.futures import Executor, Future
 
-    from include.archive.manifest import PartEntry
+    from include.archive.manifest import DocumentEntry, PartEntry
     from include.archive.stores import ObjectInfo, Store, Unfinished
 
 MODES = ("full", "checksum")
@@ -100,7 +109,7 @@ class Checked:
     :param bytes: how many bytes it lists.
     :param bytes_read: how many bytes of them were read.
     :param proofs: how many objects are proven, by what: ``sha256`` (read) or ``store-checksum``.
-    :param has_page: whether there is a page to show the manifest, where there is one.
+    :param lacking: names of what is made from the manifest, kept beside it, and not there.
     :param findings: what is wrong.
     """
 
@@ -112,7 +121,7 @@ class Checked:
     bytes: int = 0
     bytes_read: int = 0
     proofs: Counter[str] = field(default_factory=Counter)
-    has_page: bool = True
+    lacking: tuple[str, ...] = ()
     findings: list[Finding] = field(default_factory=list)
 
 
@@ -267,20 +276,27 @@ class _Look:
             return checked, None
         if checked.manifest is not None:
             manifest = checked.manifest
-            examined = [(part, self._pool.submit(self._examine, part)) for part in manifest.parts]
-            for part, future in examined:
+            listed: list[PartEntry | DocumentEntry] = [*manifest.parts, *manifest.documents]
+            examined = [(one, self._pool.submit(self._examine, one)) for one in listed]
+            for one, future in examined:
                 finding, proof, read = future.result()
                 checked.objects += 1
-                checked.bytes += part.bytes
+                checked.bytes += one.bytes
                 checked.bytes_read += read
                 if finding is not None:
                     checked.findings.append(finding)
                 elif proof is not None:
                     checked.proofs[proof] += 1
-            names = (MANIFEST_NAME, PAGE_NAME, *(part.key for part in manifest.parts))
-            known = {f"{self._folder}/{name}" for name in names}
-            checked.has_page = any(one.key == f"{self._folder}/{PAGE_NAME}" for one in self._listed)
-            checked.findings += [_extra(one, "not in the manifest") for one in self._listed if one.key not in known]
+            known = {f"{self._folder}/{name}" for name in (MANIFEST_NAME, *(one.key for one in listed))}
+            there = {info.key for info in self._listed}
+            checked.lacking = tuple(
+                name for name in (PAGE_NAME, SPEAKERS_NAME) if f"{self._folder}/{name}" not in there
+            )
+            checked.findings += [
+                _extra(info, "not in the manifest")
+                for info in self._listed
+                if info.key not in known and not is_derived(info.key[len(self._folder) + 1 :])
+            ]
         else:
             self._go_by_notes(checked)
         return checked, (info.etag, info.modified)
@@ -340,10 +356,11 @@ class _Look:
             checked.state = "unreadable"
         return info
 
-    def _examine(self, part: PartEntry) -> tuple[Finding | None, str | None, int]:
+    def _examine(self, listed: PartEntry | DocumentEntry) -> tuple[Finding | None, str | None, int]:
         """Say what is wrong with an object, or what proves it, and how many bytes of it were read."""
-        key = f"{self._folder}/{part.key}"
-        found = partial(Finding, key=key, artifact_id=part.artifact_id, part_id=part.part_id)
+        key = f"{self._folder}/{listed.key}"
+        artifact_id, part_id = getattr(listed, "artifact_id", None), getattr(listed, "part_id", None)
+        found = partial(Finding, key=key, artifact_id=artifact_id, part_id=part_id)
         if not is_key(key):
             return found(kind="bad_key", detail="no key of this archive"), None, 0
         info = None
@@ -351,10 +368,10 @@ class _Look:
             info = self._patiently(lambda: self._store.stat(key))
             if info is None:
                 return found(kind="missing", detail="no such object"), None, 0
-            if info.size != part.bytes:
-                detail = f"{info.size} bytes where {part.bytes} were stored"
+            if info.size != listed.bytes:
+                detail = f"{info.size} bytes where {listed.bytes} were stored"
                 return found(kind="size", detail=detail, version=info), None, 0
-            fault, proof, read = self._prove(info, part)
+            fault, proof, read = self._prove(info, listed)
         except ObjectMissingError:
             return found(kind="missing", detail="no such object"), None, 0
         except StorageError as error:
@@ -362,22 +379,22 @@ class _Look:
             return found(kind="unreadable", detail=error.message, version=info), None, 0
         return (found(kind="damaged", detail=fault, version=info) if fault else None), proof, read
 
-    def _prove(self, info: ObjectInfo, part: PartEntry) -> tuple[str | None, str | None, int]:
-        if info.metadata.get("sha256", part.sha256) != part.sha256:
+    def _prove(self, info: ObjectInfo, listed: PartEntry | DocumentEntry) -> tuple[str | None, str | None, int]:
+        if info.metadata.get("sha256", listed.sha256) != listed.sha256:
             return "noted with another hash", None, 0
         if self._mode == "checksum":
             computed = [
-                (info.checksums[name], listed)
-                for name, listed in (("sha256", part.sha256), ("crc32", part.crc32))
-                if name in info.checksums and listed is not None
+                (info.checksums[name], stated)
+                for name, stated in (("sha256", listed.sha256), ("crc32", listed.crc32))
+                if name in info.checksums and stated is not None
             ]
             if computed:
                 agrees = all(one == other for one, other in computed)
                 return (None, BY_STORE, 0) if agrees else ("the store's own checksum is another one", None, 0)
         read = 0
         for _ in range(2):  # whoever reads wrongly once must not cost the object its place
-            read += part.bytes
-            if self._patiently(lambda: self._sha256(info.key)) == part.sha256:
+            read += listed.bytes
+            if self._patiently(lambda: self._sha256(info.key)) == listed.sha256:
                 return None, ALWAYS_READ, read
         return "the bytes have another hash", None, read
 

@@ -246,6 +246,15 @@ def _read_all(store: Store, recording_id: str, folder: str, manifest: manifests.
                 "proven_by": "read",
             }
         )
+    for document in manifest.documents:
+        try:
+            whole = b"".join(store.read(f"{folder}/{document.key}")) if is_key(f"{folder}/{document.key}") else b""
+        except ObjectMissingError:
+            whole = b""
+        if (len(whole), hashlib.sha256(whole).hexdigest()) != (document.bytes, document.sha256):
+            raise _refused(
+                recording_id, "archive_damaged", f"{document.key} is damaged or gone; run verify_archive to repair it"
+            )
     return proven
 
 

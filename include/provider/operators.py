@@ -416,6 +416,7 @@ class RecallSettleRecordingOperator(BaseOperator):
                     receipts=[receipt for batch in self.archived for receipt in batch],
                     reasons=self._reasons(context),
                     artifact_ids=self.recording.get("artifact_ids", ()),
+                    keep_documents=settings.KEEP_DOCUMENTS.get(),
                 )
                 metrics.MEETINGS.add(outcome=settled.outcome)
                 context["outlet_events"][RECORDING_ARCHIVED].extra = settled.to_dict()

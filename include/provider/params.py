@@ -68,6 +68,17 @@ def sweep_recordings_params() -> dict[str, Param]:
     }
 
 
+def derive_audio_params() -> dict[str, Param]:
+    """Return the params of ``derive_audio``."""
+    return {
+        "recording_id": _text(
+            "Recording id",
+            "This one archived recording; a run that an event started takes the event's.",
+            pattern=_ID,
+        )
+    }
+
+
 def delete_at_source_params() -> dict[str, Param]:
     """Return the params of ``delete_at_source``."""
     return {

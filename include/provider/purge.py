@@ -18,15 +18,15 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from include.archive import manifest as manifests
-from include.archive import meeting_page
+from include.archive import meeting_page, speakers
 from include.archive.errors import ManifestConflictError, ObjectMissingError
-from include.archive.layout import MANIFEST_NAME, participant_folder, safe_id
+from include.archive.layout import DERIVED_FOLDER, MANIFEST_NAME, document_key, participant_folder, safe_id
 from include.provider.deletion import AUDIO, delete_at_source
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from include.archive.stores import Store
+    from include.archive.stores import ObjectInfo, Store
     from include.provider.transfer import Ends
 
 log = logging.getLogger(__name__)
@@ -113,6 +113,8 @@ def find(
         if request.recording_id is None:
             meant -= manifest.purged  # whose name is gone already
         half_done = {one for one in manifest.purged if any(store.list(_place(folder, one)))}
+        if _unlisted(store, folder, manifest):
+            half_done |= manifests.buried(store, recording_id)
         if whom := sorted(meant | half_done):
             parts = [part for part in manifest.parts if part.participant_id in whom]
             size = sum(part.bytes for part in parts)
@@ -132,20 +134,33 @@ def _folders(store: Store, request: Request, first: datetime | None, last: datet
 def purge(store: Store, recording_id: str, folder: str, participant_ids: Sequence[int]) -> int:
     """Remove participants of one recording: their names and addresses, their entries, their objects.
 
+    With them goes what tells of everyone at once: the source's lists, and what was made from the audio of all, which
+    can be made anew from what is left.
+
     :return: how many objects were removed; none where an earlier try has removed them.
     :raises ManifestConflictError: somebody else keeps replacing the manifest, or it is another recording's.
     """
     manifests.bury(store, recording_id, participant_ids)
-    _rewrite(store, recording_id, folder, set(participant_ids))
+    is_new = _rewrite(store, recording_id, folder, set(participant_ids))
     meeting_page.renew(store, folder)
+    speakers.renew(store, folder)
     places = [_place(folder, one) for one in participant_ids]
     store.abort_stale_below([place.rstrip("/") for place in places])
-    removed = 0
-    for place in places:
-        for info in list(store.list(place)):
-            store.delete(info)
-            removed += 1
-    return removed
+    manifest = manifests.load(store, folder)
+    going = _unlisted(store, folder, manifest) if manifest is not None else []
+    going += [info for place in places for info in store.list(place)]
+    if is_new or going:
+        going = [*store.list(f"{folder}/{DERIVED_FOLDER}/"), *going]
+    for info in going:
+        store.delete(info)
+    return len(going)
+
+
+def _unlisted(store: Store, folder: str, manifest: manifests.Manifest) -> list[ObjectInfo]:
+    """Return the lists that a purge has taken out of the manifest and that are still there."""
+    names = (one.name for one in manifest.documents_missing if one.error_code == manifests.PURGED)
+    found = (store.stat(f"{folder}/{document_key(name)}") for name in names)
+    return [info for info in found if info is not None]
 
 
 def purge_at_source(ends: Ends, recording_id: str, folder: str, *, approved_by: str | None) -> list[str]:
@@ -161,7 +176,7 @@ def purge_at_source(ends: Ends, recording_id: str, folder: str, *, approved_by: 
     return deleted.artifacts
 
 
-def _rewrite(store: Store, recording_id: str, folder: str, whom: set[int]) -> None:
+def _rewrite(store: Store, recording_id: str, folder: str, whom: set[int]) -> bool:
     key = f"{folder}/{MANIFEST_NAME}"
     for _ in range(ATTEMPTS):
         info, manifest = store.stat(key), manifests.load(store, folder)
@@ -169,12 +184,12 @@ def _rewrite(store: Store, recording_id: str, folder: str, whom: set[int]) -> No
             raise ManifestConflictError(f"{folder}: the manifest of recording {recording_id} is gone")
         anew = without(manifest, whom)
         if anew == manifest:
-            return
+            return False
         if not meeting_page.show(store, folder, anew):
             continue
         try:
             if manifests.write(store, folder, anew, replaces=info):
-                return
+                return True
         except ObjectMissingError:
             continue
     raise ManifestConflictError(f"{folder}: somebody else keeps replacing the manifest; try again later")
@@ -200,7 +215,7 @@ def without(manifest: manifests.Manifest, whom: set[int]) -> manifests.Manifest:
         title=_scrubbed(facts.title, names),
         metadata={name: _scrubbed(value, names) for name, value in facts.metadata.items()},
     )
-    return manifests.Manifest.build(
+    anew = manifests.Manifest.build(
         recording=recording,
         participants=[
             manifests.ParticipantFacts(id=one.id) if one.id in whom else one for one in manifest.participants
@@ -209,6 +224,9 @@ def without(manifest: manifests.Manifest, whom: set[int]) -> manifests.Manifest:
         missing=[*manifest.missing, *missing],
         outcome_reason=REMOVED if missing and not manifest.outcome_reason else manifest.outcome_reason,
     )
+    # Each of them tells of everyone, in chats by name as well.
+    gone = [manifests.MissingDocument(name=one.name, error_code=manifests.PURGED) for one in manifest.documents]
+    return anew.with_documents([], [*manifest.documents_missing, *gone])
 
 
 def _scrubbed(text: str | None, names: set[str]) -> str | None:

@@ -12,27 +12,27 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from include.archive import meeting_page
 from include.archive.audio import PcmFormat
 from include.archive.copy import StoredPart, archive_body, find_stored, survey
 from include.archive.errors import ContentConflictError, IntegrityError, ObjectMissingError, StoppedError
 from include.archive.layout import part_stem, recording_folder
+from include.archive.manifest import document_entry
 from include.archive.verify import Finding, look_through
 from include.errors import CodedError
 from include.provider.deletion import is_deleted, receipt_key
-from include.provider.transfer import of_no_consequence, settle
+from include.provider.transfer import BESIDE, of_no_consequence, settle
 from include.recall.errors import RecallMediaDeletedError, RecallMediaFailedError
 from include.recall.parts import list_parts, open_part
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from include.archive.copy import Shelf, Stop
-    from include.archive.manifest import Manifest, PartEntry
+    from include.archive.manifest import DocumentEntry, Manifest, PartEntry
     from include.archive.stores import ObjectInfo, Store
     from include.archive.verify import Checked
     from include.provider.transfer import Ends
-    from include.recall.models import AudioArtifact, AudioPart
+    from include.recall.models import AudioArtifact, AudioPart, SignedLink
 
 log = logging.getLogger(__name__)
 
@@ -96,9 +96,11 @@ class Repairer:
             )
         known = {finding.key for finding in checked.findings}
         checked.findings += [finding for key, (finding, _) in self._mended.items() if key not in known]
-        if checked.manifest is not None and not checked.has_page:
-            with of_no_consequence(checked.folder):
-                meeting_page.write(self._opened().store, checked.folder, checked.manifest)
+        if checked.manifest is not None:
+            for one in BESIDE:
+                if one.name in checked.lacking:
+                    with of_no_consequence(f"{checked.folder}/{one.name}"):
+                        one.write(self._opened().store, checked.folder, checked.manifest)
         left = (None, Outcome())
         return [(one, outcomes.get(id(one)) or self._mended.get(one.key, left)[1]) for one in checked.findings]
 
@@ -115,6 +117,9 @@ class Repairer:
         for finding in checked.findings:
             if finding.kind in _PART and finding.artifact_id is not None:
                 by_artifact.setdefault(finding.artifact_id, []).append(finding)
+        lists = [one for one in checked.findings if one.kind in _PART and one.artifact_id is None]
+        if lists:
+            yield from self._of_lists(checked.folder, manifest, lists)
         for artifact_id, findings in by_artifact.items():
             yield from self._of_artifact(checked.folder, manifest, artifact_id, findings)
 
@@ -146,6 +151,39 @@ class Repairer:
             return None
         where = store.uri(receipt_key(recording_id))
         return CodedError(f"recording {recording_id} was deleted at Recall, see {where}", code="deleted_at_source")
+
+    def _of_lists(
+        self, folder: str, manifest: Manifest, findings: Sequence[Finding]
+    ) -> Iterator[tuple[Finding, Outcome]]:
+        """Make good what the source lists about the recording, where it still lists the very same."""
+        entries = {f"{folder}/{one.key}": one for one in manifest.documents}
+        try:
+            ends = self._opened()
+            links = ends.client.get_recording(manifest.recording.id).documents
+        except CodedError as error:
+            for finding in findings:
+                yield finding, _refused(error)
+            return
+        for finding in findings:
+            mend = partial(self._list, ends, finding, entries[finding.key], links)
+            yield finding, self._tried(mend)
+
+    def _list(self, ends: Ends, finding: Finding, entry: DocumentEntry, links: Mapping[str, SignedLink]) -> Outcome:
+        link = links.get(entry.name)
+        if link is None:
+            raise CodedError(f"{finding.key}: the source has no such list any more", code="list_gone")
+        data = ends.media.get_document(link, f"list {entry.name}")
+        if document_entry(entry.name, entry.key, data) != entry:
+            raise ContentConflictError(f"{finding.key}: the source's list is another one by now")
+        damaged, notes = finding.version, {"sha256": entry.sha256}
+        if damaged is None:
+            ends.store.put_if_absent(finding.key, data, entry.media_type, notes)
+            return Outcome(action="restored")
+        self._try_store(finding.key.rpartition("/")[0])
+        with ends.store.write(finding.key, media_type=entry.media_type, size=len(data), replaces=damaged) as writer:
+            writer.write(memoryview(data))
+            writer.commit(notes)
+        return Outcome(action="replaced")
 
     def _tried(self, mend: Callable[[], Outcome]) -> Outcome:
         try:

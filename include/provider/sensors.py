@@ -156,7 +156,7 @@ class RecallRecordingSensor(BaseSensorOperator):
             if recording.bot_id is not None:
                 with suppress(RecallNotFoundError):
                     recording = recording.of(hook.get_conn().get_bot(recording.bot_id))
-        link = recording.participants_url
+        link = recording.documents.get("participants")
         reason = filters.reason_to_leave_out(recording, lambda: hook.get_media().get_participants(link) if link else ())
         if reason is not None:
             context["ti"].xcom_push(key=LEFT_OUT_KEY, value={"reason": reason, "filters": filters.mark})

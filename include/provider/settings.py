@@ -168,6 +168,17 @@ def _yes_or_no(text: str) -> bool:
     return known[text.lower()]
 
 
+def _kinds(*known: str) -> Callable[[str], tuple[str, ...]]:
+    def parse(text: str) -> tuple[str, ...]:
+        kinds = tuple(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+        if not kinds or not set(kinds) <= set(known):
+            raise ValueError(f"must be one or more of {', '.join(known)}, with commas between")
+        return kinds
+
+    parse.__doc__ = f"Take one or more of {', '.join(known)}, with commas between"
+    return parse
+
+
 def _notifiers(text: str) -> tuple[dict[str, Any], ...]:
     """Take a JSON list of objects."""
     try:
@@ -251,6 +262,20 @@ PCM_CHANNELS: Setting[int] = Setting(
     1,
     _whole_number(1, 8),
     "Channels assumed for headerless PCM.",
+)
+DERIVED_AUDIO: Setting[tuple[str, ...]] = Setting(
+    "recall_derived_audio",
+    ("aligned", "flac"),
+    _kinds("aligned", "flac"),
+    "What the Dag derive_audio makes, once it is switched on: aligned tracks, FLAC of each part, or both.",
+    page="analysis.md#aligned-tracks-and-flac",
+)
+KEEP_DOCUMENTS: Setting[bool] = Setting(
+    "recall_keep_documents",
+    True,
+    _yes_or_no,
+    "Whether the lists of participants, participant events (chat included) and speaking turns are stored as well.",
+    page="analysis.md#what-recall-lists",
 )
 NOTIFIERS: Setting[tuple[dict[str, Any], ...]] = Setting(
     "recall_notifiers",
@@ -408,6 +433,8 @@ SETTINGS: tuple[Setting[Any], ...] = (
     PCM_RATE,
     PCM_WIDTH,
     PCM_CHANNELS,
+    KEEP_DOCUMENTS,
+    DERIVED_AUDIO,
     NOTIFIERS,
     NOTIFY_NAMES,
     DELETE_AT_SOURCE,

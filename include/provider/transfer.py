@@ -17,15 +17,17 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from include.archive import manifest as manifests
-from include.archive import meeting_page
+from include.archive import meeting_page, speakers
 from include.archive.audio import PcmFormat
 from include.archive.copy import StoredPart, archive_body, find_stored, survey
-from include.archive.errors import ContentConflictError, StorageError
-from include.archive.layout import MANIFEST_NAME, PAGE_NAME, part_stem, participant_folder
+from include.archive.errors import ArchiveError, ContentConflictError, IntegrityError, StorageError
+from include.archive.layout import MANIFEST_NAME, document_key, part_stem, participant_folder
 from include.errors import CodedError
 from include.provider.errors import PartsOwedError
 from include.provider.progress import Progress
 from include.recall.errors import RecallError, RecallMediaDeletedError, RecallMediaFailedError, RecallNotFoundError
+from include.recall.media import parse_participants
+from include.recall.models import DOCUMENTS
 from include.recall.parts import list_parts, open_part
 
 if TYPE_CHECKING:
@@ -50,6 +52,9 @@ STREAMS = 8
 
 XCOM_LIMIT = 48 * 1024
 """Bytes that one XCom row of ours may take."""
+
+BESIDE = (meeting_page.PAGE, speakers.SPEAKERS)
+"""What is made from a manifest and kept beside it."""
 
 
 @dataclass(frozen=True)
@@ -89,19 +94,20 @@ class Ends:
 
 
 def already_settled(store: Store, folder: str) -> Settled | None:
-    """Return what a recording's manifest says if every object that it lists is there as listed, else ``None``."""
+    """Return what a recording's manifest says if every part that it lists is there as listed, else ``None``."""
     manifest = manifests.load(store, folder)
     if manifest is None:
         return None
     problems = [one for one in manifests.check(store, folder, manifest) if one.kind != "extra"]
     for problem in problems:
         log.warning("%s/%s is %s: %s", folder, problem.key, problem.kind, problem.detail)
-    if problems:
+    if any(problem.part_id is not None for problem in problems):  # no other object keeps a recording unsettled
         return None
-    manifests.tidy(store, folder)
-    with of_no_consequence(folder):
-        if store.stat(f"{folder}/{PAGE_NAME}") is None:
-            meeting_page.write(store, folder, manifest)
+    manifests.tidy(store, folder, manifest)
+    for one in BESIDE:
+        with of_no_consequence(f"{folder}/{one.name}"):
+            if store.stat(f"{folder}/{one.name}") is None:
+                one.write(store, folder, manifest)
     return _settled(store, folder, manifest)
 
 
@@ -285,6 +291,7 @@ def settle(
     artifact_ids: Sequence[str] = (),
     rebuilds: bool = False,
     replaces: ObjectInfo | None = None,
+    keep_documents: bool = True,
 ) -> Settled:
     """Write a recording's manifest, if everything that the source can give is stored; else say what is owed.
 
@@ -297,6 +304,7 @@ def settle(
     :param artifact_ids: all its artifacts where they are known, which saves a list call; where not, they are listed.
     :param rebuilds: the recording had a manifest once, so one that leaves out a stored object is none.
     :param replaces: what is left of that manifest, where it is still there: only that is replaced.
+    :param keep_documents: store what the source lists about the recording, byte for byte, as far as it can be had.
     :raises PartsOwedError: some parts are not stored yet; its ``owed`` names them.
     :raises RecallMediaFailedError: the source has nothing but failed artifacts.
     :raises RecallMediaDeletedError: the source has nothing but deleted artifacts.
@@ -317,7 +325,8 @@ def settle(
     ]
     stored = {(one["artifact_id"], one["part_id"]): StoredPart.from_dict(one["stored"]) for one in receipts}
     shelf = cache(partial(survey, ends.store, [folder]))
-    people = _everyone(ends.media, recording)
+    documents, unavailable = _documents(ends.media, recording, DOCUMENTS[:1])
+    people = _everyone(documents)
     purged = manifests.buried(ends.store, recording_id)
     entries: list[manifests.PartEntry] = []
     for artifact in usable:
@@ -348,28 +357,41 @@ def settle(
     owed += [
         {"artifact_id": str(problem.artifact_id), "part_id": str(problem.part_id), "code": f"object_{problem.kind}"}
         for problem in manifests.check(ends.store, folder, manifest, deep=True)
-        if problem.kind != "extra" or rebuilds
+        if problem.kind != "extra" or (rebuilds and problem.key not in map(document_key, DOCUMENTS))
     ]
     if owed:
         raise _owed(recording, owed, len(entries))
-    manifests.publish(ends.store, folder, manifest, replaces=replaces)
-    with of_no_consequence(folder):
-        if rebuilds:
-            meeting_page.renew(ends.store, folder)
-        else:
-            meeting_page.write(ends.store, folder, manifest)
+    if purged:
+        gone = [manifests.MissingDocument(name=name, error_code=manifests.PURGED) for name in DOCUMENTS]
+        manifest = manifest.with_documents([], gone)  # each of them tells of everyone
+    elif keep_documents:
+        others, too = _documents(ends.media, recording, DOCUMENTS[1:])
+        kept, refused = _kept(ends.store, folder, {**documents, **others}, rebuilds=rebuilds)
+        manifest = manifest.with_documents(kept, [*unavailable, *too, *refused])
+    if not manifests.publish(ends.store, folder, manifest, replaces=replaces):
+        manifest = manifests.load(ends.store, folder) or manifest
+    _add_beside(ends.store, folder, manifest, is_there=rebuilds)
     return _settled(ends.store, folder, manifest)
 
 
+def _add_beside(store: Store, folder: str, manifest: manifests.Manifest, *, is_there: bool) -> None:
+    for one in BESIDE:
+        with of_no_consequence(f"{folder}/{one.name}"):
+            if is_there:
+                one.renew(store, folder)
+            else:
+                one.write(store, folder, manifest)
+
+
 @contextmanager
-def of_no_consequence(folder: str) -> Iterator[None]:
-    """Let a page be left out that can't be drawn or written: the next run, or a repair, makes up for it."""
+def of_no_consequence(key: str) -> Iterator[None]:
+    """Let a file be left out that can't be made or written: the next run, or a repair, makes up for it."""
     try:
         yield
     except Exception as error:
         # Errors of ours name nobody; what others quote may be anybody's name.
         reason = error.message if isinstance(error, CodedError) else type(error).__name__
-        log.warning("The page of %s is not written: %s", folder, reason)
+        log.warning("%s is not written: %s", key, reason)
 
 
 def label(parts: Iterable[AudioPart], participant_ids: Sequence[int]) -> str:
@@ -483,14 +505,90 @@ def _recording(client: RecallClient, recording_id: str, bot_id: str | None) -> R
     return client.get_recording(recording_id)
 
 
-def _everyone(media: MediaClient, recording: Recording) -> list[Participant]:
-    """Return everyone who was there, the silent ones too, as far as the source tells."""
-    if recording.participants_url is None:
-        return []
+def _documents(
+    media: MediaClient, recording: Recording, names: Iterable[str]
+) -> tuple[dict[str, bytes], list[manifests.MissingDocument]]:
+    """Fetch lists about a recording; none that can't be had keeps its audio from being archived."""
+    found: dict[str, bytes] = {}
+    missing = []
+    for name in names:
+        link = recording.documents.get(name)
+        if link is None:
+            missing.append(manifests.MissingDocument(name=name, error_code="not_offered"))
+            continue
+        try:
+            found[name] = media.get_document(link, f"list {name}")
+        except RecallError as error:
+            log.warning("List %s of recording %s can't be had: %s", name, recording.id, error)
+            missing.append(manifests.MissingDocument(name=name, error_code=error.code))
+    return found, missing
+
+
+def _kept(
+    store: Store, folder: str, fetched: Mapping[str, bytes], *, rebuilds: bool
+) -> tuple[list[manifests.DocumentEntry], list[manifests.MissingDocument]]:
+    """Store lists about a recording, and describe those that are stored, which another try may have left.
+
+    Where there is, or was, a manifest, nothing is stored but what it lists and is gone.
+
+    :param fetched: what the source lists, by name.
+    :return: what is stored, and what of it can't be vouched for, or could not be stored.
+    """
+    settled = None if rebuilds else manifests.load(store, folder)
+    listed = None if settled is None else {one.name: one.sha256 for one in settled.documents}
+    kept, refused = [], []
+    for name in DOCUMENTS:
+        data = fetched.get(name)
+        entry = None if data is None else manifests.document_entry(name, document_key(name), data)
+        try:
+            if (
+                data is not None
+                and entry is not None
+                and not rebuilds
+                and (listed is None or listed.get(name) == entry.sha256)
+                and store.put_if_absent(f"{folder}/{entry.key}", data, entry.media_type, {"sha256": entry.sha256})
+            ):
+                kept.append(entry)
+            elif (left := _left(store, folder, name, entry)) is not None:
+                kept.append(left)
+            elif entry is not None:
+                refused.append(manifests.MissingDocument(name=name, error_code="not_archived"))
+        except ArchiveError as error:
+            if not error.permanent:
+                raise
+            log.warning("List %s of %s is not kept: %s", name, folder, error)
+            refused.append(manifests.MissingDocument(name=name, error_code=error.code))
+    return kept, refused
+
+
+def _left(
+    store: Store, folder: str, name: str, fetched: manifests.DocumentEntry | None
+) -> manifests.DocumentEntry | None:
+    """Describe a list about a recording that is stored.
+
+    :param fetched: what it would be if it were stored now: what is damaged, a verification can make good from that.
+    :raises ContentConflictError: it is not what was noted when it was stored, and nor is what the source lists now.
+    """
+    key = document_key(name)
+    info = store.stat(f"{folder}/{key}")
+    if info is None:
+        return None
     try:
-        return media.get_participants(recording.participants_url)
+        stored = manifests.document_entry(name, key, b"".join(store.read(info.key)))
+    except IntegrityError:
+        stored = None
+    for entry in (stored, fetched):
+        if entry is not None and info.metadata.get("sha256", entry.sha256) == entry.sha256:
+            return entry
+    raise ContentConflictError(f"{folder}/{key}: not the bytes that were noted when it was stored")
+
+
+def _everyone(documents: Mapping[str, bytes]) -> list[Participant]:
+    """Return everyone who was there, the silent ones too, as far as the source tells."""
+    try:
+        return parse_participants(documents.get("participants", b"[]"))
     except RecallError as error:
-        log.warning("The list of participants can't be had, only those with audio are named: %s", error)
+        log.warning("The list of participants is unreadable, only those with audio are named: %s", error)
         return []
 
 

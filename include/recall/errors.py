@@ -291,6 +291,6 @@ class RecallUnexpectedContentError(RecallMediaError):
 
 
 class RecallTooLargeError(RecallMediaError):
-    """A parts list beyond every plausible size."""
+    """A list beyond every plausible size."""
 
     code = "parts_too_large"

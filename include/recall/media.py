@@ -43,7 +43,7 @@ from include.recall.errors import (
     RecallUnsafeRedirectError,
 )
 from include.recall.models import AudioPart, Participant
-from include.recall.redaction import redact_http_logs
+from include.recall.redaction import hide_signed_links, redact_http_logs
 from include.recall.retry import RetryPolicy, parse_retry_after
 from include.recall.transport import PlainConnection, SecureConnection, parsed, reason_of, timed_out, use_connections
 
@@ -60,6 +60,7 @@ USER_AGENT = "recall-audio-archive"
 MOST_REDIRECTS = 3
 LARGEST_PARTS_LIST = 64 * 2**20
 LARGEST_ENTRY = 2**20
+LARGEST_DOCUMENT = 16 * 2**20
 MOST_PARTS = 200_000
 PARTS_LIST_SECONDS = 300.0
 CHUNK = 256 * 1024
@@ -243,18 +244,35 @@ class MediaClient:
         """
         return self._get_list(link, "a parts list", AudioPart.parse)
 
-    def get_participants(self, link: SignedLink) -> list[Participant]:
-        """Fetch the list of everyone who was there; raises as :meth:`get_parts` does.
+    def get_document(self, link: SignedLink, what: str) -> bytes:
+        """Fetch a small JSON list to keep: as it is, byte for byte, but for the secrets of links in it.
 
-        :param link: a recording's ``participants_url``.
+        Raises as :meth:`get_parts` does.
+
+        :param link: one of a recording's ``documents``.
+        :param what: what it is, for messages.
         """
-        return self._get_list(link, "a participants list", Participant.parse)
+
+        def attempt(end: float) -> bytes:
+            body = self._open(link, 0, None, end=self._clock() + end - self._retry.clock())
+            try:
+                data = b"".join(_chunks(body, what, LARGEST_DOCUMENT))
+            finally:
+                body.close()
+            read_list(data, what, lambda entry, path: None)
+            return hide_signed_links(data)
+
+        return self._retry.run(attempt)
+
+    def get_participants(self, link: SignedLink) -> list[Participant]:
+        """Fetch the list of everyone who was there; raises as :meth:`get_parts` does."""
+        return parse_participants(self.get_document(link, "the list of participants"))
 
     def _get_list(self, link: SignedLink, what: str, parse: Callable[[object, str], Entry]) -> list[Entry]:
         def attempt(end: float) -> list[Entry]:
             body = self._open(link, 0, None, end=self._clock() + end - self._retry.clock())
             try:
-                return _read_list(_chunks(body, what), what, parse)
+                return _read_list(_chunks(body, what, LARGEST_PARTS_LIST), what, parse)
             finally:
                 body.close()
 
@@ -518,14 +536,33 @@ def _hex(value: str, size: int) -> str | None:
     return digest.hex() if len(digest) == size else None
 
 
-def _chunks(body: MediaBody, what: str) -> Iterator[bytes]:
+def _chunks(body: MediaBody, what: str, most: int) -> Iterator[bytes]:
     buffer = memoryview(bytearray(CHUNK))
     came = 0
     while count := body.readinto(buffer):
         came += count
-        if came > LARGEST_PARTS_LIST:
-            raise RecallTooLargeError(f"{what} of more than {LARGEST_PARTS_LIST} bytes")
+        if came > most:
+            raise RecallTooLargeError(f"{what} of more than {most} bytes")
         yield bytes(buffer[:count])
+
+
+def parse_participants(data: bytes) -> list[Participant]:
+    """Read the list of everyone who was there; raises as :func:`read_list` does."""
+    return read_list(data, "the list of participants", Participant.parse)
+
+
+def read_list(data: bytes, what: str, parse: Callable[[object, str], Entry]) -> list[Entry]:
+    """Read a JSON list, entry by entry.
+
+    :param data: what :meth:`MediaClient.get_document` returned.
+    :param what: what it is, for messages.
+    :param parse: gets an entry and its path.
+    :raises RecallSchemaError: it is no array, or ``parse`` refuses an entry.
+    :raises RecallResponseError: it is not JSON.
+    :raises RecallTooLargeError: it has more entries than is plausible.
+    """
+    pieces = (data[start : start + CHUNK] for start in range(0, len(data), CHUNK))
+    return _read_list(pieces, what, parse)
 
 
 def _read_list(chunks: Iterator[bytes], what: str, parse: Callable[[object, str], Entry]) -> list[Entry]:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 UNKNOWN_PARTICIPANT = -1
 
 BOT_FINISHED = frozenset({"done", "fatal", "analysis_done", "analysis_failed", "media_expired"})
+DOCUMENTS = ("participants", "participant_events", "speaker_timeline")
+"""What Recall lists about a recording besides its audio, each a small JSON list."""
+
 RECORDING_SETTLED = frozenset({"done", "failed", "deleted"})
 
 _TIMESTAMP = re.compile(
@@ -109,7 +112,7 @@ class Recording:
     :param expires_at: when Recall deletes it; ``None`` if never.
     :param bot_metadata: the metadata of that bot.
     :param platform: known only for a recording that came with its bot.
-    :param participants_url: link to the list of everyone who was there.
+    :param documents: links to the lists about it, by the names in :data:`DOCUMENTS`, as far as there are any.
     """
 
     id: str
@@ -123,7 +126,7 @@ class Recording:
     metadata: Mapping[str, str | None]
     title: str | None
     platform: str | None
-    participants_url: SignedLink | None
+    documents: Mapping[str, SignedLink]
     bot_metadata: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
@@ -140,7 +143,10 @@ class Recording:
         """
         fields = _object(data, path)
         status, sub_code = _status(fields, path)
-        link = _dig(fields, "media_shortcuts", "participant_events", "data", "participants_download_url")
+        links = {
+            name: _dig(fields, "media_shortcuts", "participant_events", "data", f"{name}_download_url")
+            for name in DOCUMENTS
+        }
         return cls(
             id=_text(fields, "id", path),
             created_at=_time(fields, "created_at", path),
@@ -153,7 +159,7 @@ class Recording:
             metadata=_metadata(fields),
             title=_optional_text(_dig(fields, "media_shortcuts", "meeting_metadata", "data", "title")),
             platform=None,
-            participants_url=SignedLink(link) if isinstance(link, str) and link else None,
+            documents={name: SignedLink(link) for name, link in links.items() if isinstance(link, str) and link},
             bot_metadata=_metadata(bot if isinstance(bot := fields.get("bot"), dict) else {}),
         )
 

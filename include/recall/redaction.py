@@ -32,6 +32,12 @@ _RULES = (
     (re.compile(r"(?i)\b(signature:\s*)[0-9a-f]{64}\b"), rf"\1{HIDDEN}"),
 )
 
+# A query, or fragment, within a JSON string, where slashes, and whatever else, may be escaped.
+_QUERY_IN_JSON = re.compile(rb'([?#])((?:[^\s"\\?#]|\\/|\\u[0-9a-fA-F]{4})+)')
+_SIGNED = re.compile(
+    rb"(?i)(?:^|[&;]|\\u0026)(?:x-amz-[a-z-]+|x-goog-[a-z-]+|awsaccesskeyid|signature|sig|token)(?:=|\\u003d|%3d)"
+)
+
 _HTTP_LOGGERS = tuple(
     f"urllib3.{name}" for name in ("connectionpool", "connection", "poolmanager", "response", "util.retry")
 )
@@ -45,6 +51,18 @@ def redact(text: str) -> str:
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
     return text
+
+
+def hide_signed_links(data: bytes) -> bytes:
+    """Return JSON in which the queries of links that carry a signature or a token are hidden, all else as it was.
+
+    :param data: the text of a JSON document, in UTF-8.
+    """
+
+    def hidden(match: re.Match[bytes]) -> bytes:
+        return match[1] + HIDDEN.encode() if _SIGNED.search(match[2]) else match[0]
+
+    return _QUERY_IN_JSON.sub(hidden, data)
 
 
 class RedactingFilter(logging.Filter):

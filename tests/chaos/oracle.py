@@ -27,6 +27,10 @@ FOLDER = re.compile(r"dt=\d{4}-\d\d-\d\d/recording=([a-z0-9_-]+)")
 LIMITS = {"list": 60, "retrieve": 300}
 PER_MINUTE = 60.0
 SLACK = 0.05
+DOCUMENTS = {f"{name}.json" for name in ("participants", "participant_events", "speaker_timeline")}
+"""What is stored of a recording besides its audio."""
+DERIVED = {"meeting.html", "speakers.rttm"}
+"""What is made from what is stored."""
 SHOWN = 24
 """Of a secret, that many characters are as bad as all of it."""
 
@@ -304,7 +308,10 @@ def _settled(
     problems += [Problem("lost", f"{folder}: {what} is in no manifest") for what in wanted if not listed[what]]
     problems += [Problem("duplicate", f"{folder}: {what} is listed {n} times") for what, n in listed.items() if n > 1]
     problems += [Problem("duplicate", f"{folder}/{key} is listed {n} times") for key, n in keys.items() if n > 1]
-    for key in set(there) - set(keys) - {"manifest.json", "meeting.html"}:
+    documents = document.get("documents", [])
+    problems += _documents(archive, folder, there, documents)
+    known = {"manifest.json", *DERIVED, *keys, *(entry["key"] for entry in documents)}
+    for key in set(there) - known:
         problems.append(_extra(archive, folder, key, wanted))
     if "meeting.html" in there:
         page = archive.read(f"{folder}/meeting.html").decode()
@@ -326,6 +333,9 @@ def _unsettled(archive: Archive, folder: str, there: dict[str, Stored], truth: d
     problems = []
     taken: Counter[Any] = Counter()
     for key in there:
+        if key in DOCUMENTS:
+            problems += _document(archive, folder, key)
+            continue
         data = archive.read(f"{folder}/{key}")
         fitting = [what for what, part in wanted.items() if not _same(data, part, key) and _fits(key, what)]
         if not fitting:
@@ -333,6 +343,30 @@ def _unsettled(archive: Archive, folder: str, there: dict[str, Stored], truth: d
         taken.update([key.rpartition(".")[0]])
     problems += [Problem("duplicate", f"{folder}/{stem} is stored {n} times") for stem, n in taken.items() if n > 1]
     return problems
+
+
+def _documents(
+    archive: Archive, folder: str, there: dict[str, Stored], documents: list[dict[str, Any]]
+) -> list[Problem]:
+    problems = []
+    for entry in documents:
+        stored = there.get(entry["key"])
+        if stored is None:
+            problems.append(Problem("lost", f"{folder}/{entry['key']} is listed and not there"))
+            continue
+        if (stored.size, stored.sha256) != (entry["bytes"], entry["sha256"]):
+            problems.append(Problem("corrupt", f"{folder}/{entry['key']} is not as the manifest says"))
+        problems += _document(archive, folder, entry["key"])
+    return problems
+
+
+def _document(archive: Archive, folder: str, key: str) -> list[Problem]:
+    """Check that a list about a recording is a list, and one of those that the source has."""
+    try:
+        right = key in DOCUMENTS and isinstance(json.loads(archive.read(f"{folder}/{key}")), list)
+    except ValueError:
+        right = False
+    return [] if right else [Problem("phantom", f"{folder}/{key} is no list of the source")]
 
 
 def _extra(archive: Archive, folder: str, key: str, wanted: dict[Any, dict[str, Any]]) -> Problem:

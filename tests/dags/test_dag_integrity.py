@@ -31,6 +31,7 @@ print(json.dumps({
             "tags": sorted(dag.tags),
             "doc": dag.doc_md,
             "catchup": dag.catchup,
+            "paused": dag.is_paused_upon_creation,
             "timetable": str(getattr(dag.timetable, "expression", None)),
             "paused": dag.is_paused_upon_creation,
             "retries": {task.task_id: task.retries for task in dag.tasks},
@@ -80,6 +81,13 @@ def test_house_rules(bag: dict) -> None:
         assert dag["doc"], dag_id
         assert dag["catchup"] is False, dag_id
         assert all(retries >= 2 for retries in dag["retries"].values()), dag_id
+
+
+def test_what_works_on_the_archive_is_off_until_it_is_switched_on(bag: dict) -> None:
+    for dag_id in ("derive_audio", "example_on_recording_archived", "example_talk_time", "example_transcribe"):
+        assert bag["dags"][dag_id]["paused"] is True, dag_id
+    dag = bag["dags"]["derive_audio"]
+    assert (dag["edges"], dag["mapped"]) == ([["find_archived", "make"]], ["make"])
 
 
 def test_archive_meeting_reads_like_its_sentence(bag: dict) -> None:

@@ -205,9 +205,10 @@ class Campaign:
         objects = archive.objects()
         self.report.say("parts", f"{len(parts)}, {sum(part['length'] for part in parts) / MIB:.0f} MiB")
         self.report.say("objects stored", len(objects))
-        # Beside its parts, each recording has a manifest and a page.
-        expected = len(parts) + 2 * self._count
-        self.report.expect(len(objects) == expected, f"{len(objects)} objects for {len(parts)} parts")
+        stored = sum("/participant=" in key for key in objects)
+        self.report.expect(stored == len(parts), f"{stored} parts stored of {len(parts)}")
+        settled = sum(key.endswith("/manifest.json") for key in objects)
+        self.report.expect(settled == self._count, f"{settled} manifests for {self._count} meetings")
         evidence = oracle.Evidence(
             truths, [oracle.Finished(0, {"state": "success"})], journal=world.recall.journal("media"), single=False
         )

@@ -204,7 +204,9 @@ def test_meeting_is_archived(name: str, runs: Runs, simulator: RunningSimulator,
         assert manifest["recording"]["bot_id"] == runs.ids[name]["bot_id"]
         check_against_truth(manifest, truth, lambda key, folder=folder: (folder / key).read_bytes())
         stored = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-        assert stored == {one["key"] for one in manifest["parts"]} | {"manifest.json", "meeting.html"}
+        listed = {one["key"] for one in (*manifest["parts"], *manifest["documents"])}
+        assert stored - {"speakers.rttm"} == listed | {"manifest.json", "meeting.html"}
+        assert manifest["documents_missing"] == []
         for key in stored:
             assert re.fullmatch(r"[a-z0-9][a-z0-9/_.=-]{0,899}", f"{folder.relative_to(archive)}/{key}")
 
@@ -471,9 +473,8 @@ def test_same_meeting_to_s3_gives_the_same_manifest(
         manifest = json.loads(s3.get_object(Bucket=BUCKET, Key=f"{prefix}manifest.json")["Body"].read())
         jsonschema.Draft202012Validator(SCHEMA).validate(manifest)
         assert without_proofs(manifest) == without_proofs(read_manifest(local))
-        assert listed == {prefix + one["key"] for one in manifest["parts"]} | {
-            prefix + name for name in ("manifest.json", "meeting.html")
-        }
+        keys = {one["key"] for one in (*manifest["parts"], *manifest["documents"])}
+        assert listed == {prefix + key for key in (*keys, "manifest.json", "meeting.html", "speakers.rttm")}
         check_against_truth(
             manifest,
             simulator.control("GET", f"/truth/{recording_id}"),

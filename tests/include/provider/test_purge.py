@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from include.simulator.process import RunningSimulator
 
+DOCUMENTS = ["participant_events", "participants", "speaker_timeline"]
 ADA, GRACE = "Ada Example", "Grace Example"
 EMAIL = "ada@example.com"
 
@@ -105,7 +106,9 @@ def test_days_and_what_is_not_settled(simulator: RunningSimulator, root: Path, m
 
 def test_a_person_is_gone_and_the_others_stay(meeting: Meeting, root: Path) -> None:
     before = manifests.load(meeting.ends.store, meeting.folder)
-    assert remove(meeting, 1, 3) == 3
+    (meeting.path / "derived").mkdir()
+    (meeting.path / "derived" / "aligned.flac").write_bytes(b"everyone's voice")
+    assert remove(meeting, 1, 3) == 3 + 4
     after = manifests.load(meeting.ends.store, meeting.folder)
     assert before is not None
     assert after is not None
@@ -123,6 +126,10 @@ def test_a_person_is_gone_and_the_others_stay(meeting: Meeting, root: Path) -> N
     assert "ada@" not in everywhere(root).lower()
     assert GRACE in everywhere(root)
     assert [name for name in meeting.stored() if "participant=1/" in name or "participant=3/" in name] == []
+    left = [name for name in meeting.stored() if "participant" not in name]
+    assert left == ["manifest.json", "meeting.html", "speakers.rttm"]
+    assert {line.split()[7] for line in (meeting.path / "speakers.rttm").read_text().splitlines()} == {"2"}
+    assert {one.name: one.error_code for one in after.documents_missing} == dict.fromkeys(DOCUMENTS, "purged")
     assert remove(meeting, 1, 3) == 0
     assert ids(meeting, Request(email=EMAIL)) == []
     assert ids(meeting, Request(recording_id=meeting.recording_id, participant_id=1)) == [1]
@@ -222,7 +229,42 @@ class Interrupted(LocalStore):
         super().delete(info)
 
 
-@pytest.mark.parametrize("left", [0, 1, 2])
+def test_a_person_who_never_spoke(simulator: RunningSimulator, root: Path) -> None:
+    people = [{"id": 1, "name": ADA, "email": EMAIL}, {"id": 2, "name": GRACE}]
+    meeting = Meeting(simulator, root, {"parts": [part(2, GRACE, 2)]}, participants=people)
+    meeting.run()
+    assert ADA in (meeting.path / "participants.json").read_text()
+    store = Interrupted(root=root)
+    store.left = 1
+    with pytest.raises(StorageUnavailableError):
+        purge(store, meeting.recording_id, meeting.folder, [1])
+    assert ids(meeting, Request(email="somebody@example.com")) == [1]
+    assert remove(meeting, 1) == 2
+    assert ids(meeting, Request(email="somebody@example.com")) == []
+    assert ADA not in everywhere(root)
+    assert meeting.run().parts == 1
+    assert ADA not in everywhere(root)
+
+
+def test_who_has_no_name_is_not_taken_for_purged(simulator: RunningSimulator, root: Path) -> None:
+    people = [{"id": 1, "name": ADA, "email": EMAIL}, {"id": 2, "name": None}]
+    anonymous = {"participant": {"id": 2, "name": None}, "audio": {"seed": 2, "bytes": 3200}, "relative": 2.0}
+    meeting = Meeting(simulator, root, {"parts": [anonymous]}, participants=people)
+    meeting.run()
+    with pytest.raises(StorageUnavailableError):
+        purge(Interrupted(root=root), meeting.recording_id, meeting.folder, [1])
+    assert ids(meeting, Request(email="somebody@example.com")) == [1]
+
+
+def test_where_nobody_is_left_nobody_spoke(simulator: RunningSimulator, root: Path) -> None:
+    meeting = Meeting(simulator, root, {"parts": [part(1, ADA, 1)]})
+    meeting.run()
+    assert (meeting.path / "speakers.rttm").is_file()
+    remove(meeting, 1)
+    assert meeting.stored() == ["manifest.json", "meeting.html"]
+
+
+@pytest.mark.parametrize("left", [0, 1, 3, 4, 5])
 def test_half_done_is_found_and_finished(meeting: Meeting, root: Path, left: int) -> None:
     store = Interrupted(root=root)
     store.left = left
@@ -233,8 +275,8 @@ def test_half_done_is_found_and_finished(meeting: Meeting, root: Path, left: int
     assert manifest is not None
     assert {one.kind for one in manifests.check(meeting.ends.store, meeting.folder, manifest)} <= {"extra"}
     assert transfer.already_settled(meeting.ends.store, meeting.folder) is not None
-    assert ids(meeting, Request(email="somebody@example.com")) == ([1, 3] if left < 2 else [3])
-    assert remove(meeting, 1, 3) == 3 - left
+    assert ids(meeting, Request(email="somebody@example.com")) == ([1, 3] if left < 5 else [3])
+    assert remove(meeting, 1, 3) == 6 - left
     assert ids(meeting, Request(email="somebody@example.com")) == []
 
 
@@ -255,7 +297,7 @@ def test_somebody_else_replaces_the_manifest(meeting: Meeting, monkeypatch: pyte
         remove(meeting, 1)
     assert path.read_bytes() == before
     monkeypatch.undo()
-    assert remove(meeting, 1) == 2
+    assert remove(meeting, 1) == 2 + 3
 
 
 def test_at_the_source_as_a_whole_and_after_proof(meeting: Meeting) -> None:

@@ -21,7 +21,7 @@ from include.provider.hook import RecallHook
 from include.provider.repair import Outcome, Repairer
 from include.provider.transfer import Ends, already_settled
 from tests.include.archive.conftest import make_client
-from tests.include.provider.world import BUCKET, LATER, World, s3_store
+from tests.include.provider.world import BUCKET, LATER, MADE, World, s3_store
 from tests.strict_s3.process import Process
 
 if TYPE_CHECKING:
@@ -135,7 +135,9 @@ def test_a_missing_page_is_written_and_no_problem(world: World) -> None:
     assert world.content(page) == damaged, "no look through the archive says what a page is to be"
 
 
-def test_a_page_costs_one_write_and_a_second_run_none(simulator: RunningSimulator, s3: Process) -> None:
+def test_what_is_made_from_a_manifest_costs_one_write_each_and_a_second_run_none(
+    simulator: RunningSimulator, s3: Process
+) -> None:
     s3.reset()
     world = World(simulator, s3_store(s3), s3)
     folder = world.meeting()["folder"]
@@ -145,12 +147,14 @@ def test_a_page_costs_one_write_and_a_second_run_none(simulator: RunningSimulato
         s3.control("DELETE", "journal")
         return [key for key in done if not key.endswith("probe.bin")]
 
-    assert sum(key.endswith(PAGE_NAME) for key in writes()) == 1
+    made = [f"audio/{folder}/{name}" for name in MADE]
+    assert [key for key in writes() if key.endswith(MADE)] == made
     assert already_settled(world.store, folder) is not None
     assert writes() == []
-    world.remove(f"{folder}/{PAGE_NAME}")
+    for name in MADE:
+        world.remove(f"{folder}/{name}")
     assert already_settled(world.store, folder) is not None
-    assert writes() == [f"audio/{folder}/{PAGE_NAME}"]
+    assert writes() == made
 
 
 def test_what_the_source_no_longer_has(world: World) -> None:

@@ -9,7 +9,7 @@ import requests
 
 from include.archive import verify
 from include.archive.copy import Stop
-from include.archive.layout import MANIFEST_NAME, PAGE_NAME, recording_folder
+from include.archive.layout import MANIFEST_NAME, PAGE_NAME, SPEAKERS_NAME, recording_folder
 from include.archive.stores import LocalStore, open_store
 from include.provider import transfer
 from include.provider.hook import RecallHook
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from tests.strict_s3.process import Process
 
 BUCKET = "archive"
+MADE = (PAGE_NAME, SPEAKERS_NAME)
+"""What is made from a manifest, and which no look through the archive needs."""
 LATER = time.time() + 3600
 
 
@@ -72,8 +74,8 @@ class World:
             requests.delete(url, headers={"Authorization": self.simulator.api_key}, timeout=30).raise_for_status()
 
     def keys(self, folder: str) -> list[str]:
-        """Return the parts, then the manifest; not the page, which nothing depends on."""
-        keys = [info.key for info in self.store.list(f"{folder}/") if not info.key.endswith(PAGE_NAME)]
+        """Return the parts, then the lists, then the manifest; not what is made from it, which nothing depends on."""
+        keys = [info.key for info in self.store.list(f"{folder}/") if not info.key.endswith(MADE)]
         return sorted(keys, key=lambda key: key.endswith(MANIFEST_NAME))
 
     def content(self, key: str) -> bytes:
@@ -101,30 +103,33 @@ class World:
             self._path(key).unlink()
 
     def state(self) -> dict[str, Any]:
-        """Return each object, but for pages, with what would change if it were written anew."""
+        """Return each object, but for what is made from a manifest, with what would change if it were written anew."""
         if self.server is not None:
             objects = self.server.state()["objects"]
             return {
                 key.removeprefix("audio/"): (one["sha256"], one["modified"])
                 for key, one in objects.items()
-                if not key.endswith(PAGE_NAME)
+                if not key.endswith(MADE)
             }
         root = self._path("")
         return {
             str(path.relative_to(root)): (path.read_bytes(), path.stat().st_ino, path.stat().st_mtime_ns)
             for path in root.rglob("*")
-            if path.is_file() and path.name != PAGE_NAME
+            if path.is_file() and path.name not in MADE
         }
 
     def written(self) -> list[str]:
-        """Return the keys of all writes but of pages that the S3 server has carried out since it was asked last."""
+        """Return the keys of all writes that the S3 server has carried out since it was asked last.
+
+        But for what is made from a manifest.
+        """
         assert self.server is not None
         done = [
             entry["key"].removeprefix("audio/")
             for entry in self.server.journal()
             if entry["done"]
             and entry["operation"] in {"PutObject", "CompleteMultipartUpload", "DeleteObject"}
-            and not entry["key"].endswith(PAGE_NAME)
+            and not entry["key"].endswith(MADE)
         ]
         self.server.control("DELETE", "journal")
         return done

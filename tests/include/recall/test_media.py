@@ -33,8 +33,8 @@ from include.recall.errors import (
     RecallUnexpectedContentError,
     RecallUnsafeRedirectError,
 )
-from include.recall.media import MediaBody, MediaClient, PartSource, is_public
-from include.recall.models import AudioPart, SignedLink
+from include.recall.media import LARGEST_DOCUMENT, MediaBody, MediaClient, PartSource, is_public, read_list
+from include.recall.models import AudioPart, Participant, SignedLink
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -634,13 +634,32 @@ def test_a_parts_list(media: MediaClient, server: Server, link: SignedLink) -> N
         media.get_parts(link)
 
 
-def test_a_participants_list(media: MediaClient, server: Server, link: SignedLink) -> None:
+def test_a_document_comes_byte_for_byte(media: MediaClient, server: Server, link: SignedLink) -> None:
+    body = b' [ {"id": 1, "name": "Ada \\u0045xample"},\r\n{"id":2.50}]\n'
+    server.forever = server.reply(200, body)
+    assert media.get_document(link, "a list") == body
+    assert read_list(body, "a list", lambda entry, path: path) == ["[0]", "[1]"]
+    with pytest.raises(RecallSchemaError) as caught:
+        read_list(body, "a list", Participant.parse)
+    assert caught.value.field == "[1].id"
     server.forever = server.reply(200, [{"id": 1, "name": "Ada Example"}, {"id": 2, "name": None}])
     assert [(one.id, one.name) for one in media.get_participants(link)] == [(1, "Ada Example"), (2, None)]
-    server.forever = server.reply(200, [{"id": "?"}])
-    with pytest.raises(RecallSchemaError) as caught:
-        media.get_participants(link)
-    assert caught.value.field == "[0].id"
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b'[{"id": 1}', b"\xff", b"[1] 2"])
+def test_a_document_that_is_no_json(media: MediaClient, server: Server, link: SignedLink, body: bytes) -> None:
+    server.forever = server.reply(200, body)
+    with pytest.raises(RecallResponseError):
+        media.get_document(link, "a list")
+
+
+def test_a_document_of_another_shape_or_size(media: MediaClient, server: Server, link: SignedLink) -> None:
+    server.forever = server.reply(200, b'{"detail": "[]"}')
+    with pytest.raises(RecallSchemaError):
+        media.get_document(link, "a list")
+    server.forever = server.reply(200, b"[" + b" " * LARGEST_DOCUMENT + b"]")
+    with pytest.raises(RecallTooLargeError):
+        media.get_document(link, "a list")
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ RECORDING: dict[str, Any] = {
     "status": {"code": "done", "sub_code": None, "updated_at": "2026-03-04T10:31:05Z"},
     "metadata": {"request": "req-1", "none": None},
     "media_shortcuts": {
-        "participant_events": {"data": {"participants_download_url": LINK}},
+        "participant_events": {"data": {"participants_download_url": LINK, "speaker_timeline_download_url": None}},
         "meeting_metadata": {"data": {"title": "Weekly \u202e sync", "zoom": None}},
     },
 }
@@ -116,8 +116,7 @@ def test_recording() -> None:
     assert (recording.status, recording.is_settled) == ("done", True)
     assert recording.title == "Weekly \u202e sync"
     assert recording.metadata == {"request": "req-1", "none": None}
-    assert recording.participants_url is not None
-    assert recording.participants_url.reveal() == LINK
+    assert recording.documents == {"participants": SignedLink(LINK)}
 
 
 def test_artifact_and_part() -> None:
