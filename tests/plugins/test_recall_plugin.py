@@ -11,10 +11,9 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import boto3
@@ -22,10 +21,7 @@ import pytest
 from airflow._shared.plugins_manager import plugins_manager
 from airflow.api_fastapi import app as airflow_app
 from airflow.api_fastapi.auth.managers.models.resource_details import DagAccessEntity
-from airflow.models.dag import DagModel
-from fastapi import FastAPI, Request
-from fastapi.testclient import TestClient
-from jwt import InvalidTokenError
+from fastapi import Request
 from moto import mock_aws
 from starlette.requests import ClientDisconnect
 
@@ -37,19 +33,20 @@ from include.archive.stores import LocalStore
 from include.archive.stores.s3 import S3Store
 from include.provider import archive_page
 from include.provider.links import folder_url
+from tests.plugins.conftest import GOOD, ROOT, AuthManager
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from fastapi.testclient import TestClient
+
     from include.archive.stores import Store
 
-ROOT = Path(__file__).resolve().parents[2]
 FOLDER = "dt=2026-03-04/recording=rec-1"
 AT = f"/recall/archive/{FOLDER}/"
 KEY = "participant=100/artifact-1/part-1.wav"
 AUDIO = bytes(range(256)) * 10_000  # more than two chunks of a store
 MARCH = datetime(2026, 3, 4, 9, 55, tzinfo=timezone.utc)
-GOOD = {"Authorization": "Bearer good"}
 BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 
 
@@ -94,55 +91,6 @@ MANIFEST = Manifest.build(
     ],
     outcome_reason="one artifact failed",
 )
-
-
-@dataclass
-class AuthManager:
-    """An auth manager that knows one token, and notes what it was asked."""
-
-    allows: bool = True
-    asked: dict[str, Any] | None = None
-
-    async def get_user_from_token(self, token: str) -> str:
-        if token != "good":
-            raise InvalidTokenError("not mine")
-        return "somebody"
-
-    def is_authorized_dag(self, **asked: Any) -> bool:
-        self.asked = asked
-        return self.allows
-
-
-@pytest.fixture
-def auth(monkeypatch: pytest.MonkeyPatch) -> AuthManager:
-    manager = AuthManager()
-    monkeypatch.setattr(airflow_app._AuthManagerState, "instance", manager)
-    monkeypatch.setattr(DagModel, "get_team_name", staticmethod(lambda dag_id: None))
-    return manager
-
-
-@pytest.fixture
-def anybody(auth: AuthManager) -> TestClient:
-    """Airflow's server as far as a plugin's app sees it, without a token."""
-    (plugin,), errors = plugins_manager._load_plugins_from_plugin_directory(str(ROOT / "plugins"))
-    assert errors == {}
-    (described,) = plugin.fastapi_apps
-    server = FastAPI()
-    server.mount(described["url_prefix"], described["app"])
-    return TestClient(server, follow_redirects=False)
-
-
-@pytest.fixture
-def client(anybody: TestClient) -> TestClient:
-    anybody.headers.update(GOOD)
-    return anybody
-
-
-@pytest.fixture
-def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalStore:
-    store = LocalStore(root=tmp_path / "archive")
-    monkeypatch.setattr(archive_page, "open_archive", lambda: store)
-    return store
 
 
 @pytest.fixture(params=["local", "s3"])
