@@ -616,7 +616,7 @@ class Game:
         return len(self._s3.journal("PutObject")) + len(self._s3.journal("UploadPart")) if self._s3 is not None else 0
 
     def _parts(self) -> list[str]:
-        return sorted(key for key in self.archive.objects() if not key.endswith(".json"))
+        return sorted(key for key in self.archive.objects() if "/participant=" in key)
 
     def _without_manifest(self) -> None:
         self.until_it_ends()
@@ -635,7 +635,7 @@ class Game:
     def _tampered(self, how: str) -> None:
         """Put other bytes in a part's place, with or without our own notes beside them."""
         self.until_it_ends()
-        for key in [key for key in self.archive.objects() if key.endswith(".json")]:
+        for key in self.archive.objects().keys() - self._parts():
             self._remove(key)
         key = next((each for each in self._parts() if not each.endswith(".empty")), self._parts()[0])
         data = self.archive.read(key)
