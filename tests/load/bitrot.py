@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from include.archive.copy import Stop
-from include.archive.layout import MANIFEST_NAME
+from include.archive.layout import MANIFEST_NAME, document_key
 from include.archive.stores import open_store
 from include.provider import verification
 from include.provider.repair import Repairer
+from include.recall.models import DOCUMENTS
 from include.simulator.process import running_simulator
 from tests.include.provider.world import BUCKET, World, s3_store
 from tests.strict_s3.process import Process
@@ -69,11 +70,33 @@ class Damage:
         """Return the folder that a key belongs to."""
         return "/".join(key.split("/")[:2])
 
+    def is_gone(self, key: str) -> bool:
+        """Tell whether nobody can give an object back: the source keeps its lists when it has lost the audio."""
+        return self.of(key) in self.gone and not (is_list(key) and self.of(key) not in self.unlisted)
+
+    @property
+    def unlisted(self) -> set[str]:
+        """Folders whose manifest was hit."""
+        return {self.of(key) for key in self.flipped | self.removed if key.endswith(MANIFEST_NAME)}
+
     @property
     def untold(self) -> set[str]:
-        """Objects that vanished where neither a manifest nor the source is left to tell that they were there."""
-        lost = {self.of(key) for key in self.flipped | self.removed if key.endswith(MANIFEST_NAME)} & self.gone
-        return {key for key in self.removed if self.of(key) in lost and not key.endswith(MANIFEST_NAME)}
+        """Objects that vanished where no manifest is left to tell that they were there, nor the source.
+
+        A list has no other proof than the manifest: what the source lists now may be another one.
+        """
+        return {
+            key
+            for key in self.removed
+            if self.of(key) in self.unlisted
+            and not key.endswith(MANIFEST_NAME)
+            and (self.of(key) in self.gone or is_list(key))
+        }
+
+
+def is_list(key: str) -> bool:
+    """Tell whether an object is one of the source's lists about a recording."""
+    return key.rpartition("/")[2] in map(document_key, DOCUMENTS)
 
 
 def verify(world: World, run: str) -> verification.Report:
@@ -111,10 +134,13 @@ def judge(world: World, damage: Damage, found: dict[str, str | None]) -> list[st
         if key not in victims:
             if after.get(key) != damage.state[key]:
                 problems.append(f"touched: {key}")
-        elif damage.of(key) in damage.gone:
+        elif key in damage.untold:
+            if key in after:
+                problems.append(f"came from nowhere: {key}")
+        elif damage.is_gone(key):
             if found.get(key) is not None or after.get(key) != damage.state.get(key):
                 problems.append(f"touched without a source: {key}")
-        elif found.get(key) is None or not same(world, key, damage.truth[key]):
+        elif found.get(key) is None or not same(world, key, damage.truth[key], damage.untold):
             problems.append(f"not repaired: {key}")
     problems += [f"left behind: {key}" for key in sorted(after.keys() - damage.truth.keys())]
     if world.server is not None:
@@ -123,14 +149,20 @@ def judge(world: World, damage: Damage, found: dict[str, str | None]) -> list[st
     return problems
 
 
-def same(world: World, key: str, truth: bytes) -> bool:
-    """Tell whether an object is what it was; a rebuilt manifest may tell of other proofs than the first."""
+def same(world: World, key: str, truth: bytes, untold: set[str]) -> bool:
+    """Tell whether an object is what it was; a rebuilt manifest may tell of other proofs, and names lists that went."""
     content = world.content(key)
     if not key.endswith(MANIFEST_NAME):
         return content == truth
     new, old = json.loads(content), json.loads(truth)
     for one in (*new["parts"], *old["parts"]):
         one.pop("verified_by")
+    names = [one["name"] for one in old["documents"]]
+    went = [name for name in names if key.replace(MANIFEST_NAME, document_key(name)) in untold]
+    if went != [one["name"] for one in new.pop("documents_missing", [])]:
+        return False
+    old.pop("documents_missing", None)
+    old["documents"] = [one for one in old["documents"] if one["name"] not in went]
     return bool(new == old)
 
 
@@ -144,7 +176,7 @@ def play(world: World, kind: str, options: argparse.Namespace) -> int:
     problems = judge(world, damage, found)
     began = time.monotonic()
     again = told(world, verify(world, "20261122t030000z-000002"))
-    left = {key for key in damage.flipped | damage.removed if damage.of(key) in damage.gone} - damage.untold
+    left = set(filter(damage.is_gone, damage.flipped | damage.removed)) - damage.untold
     problems += [f"the second look says otherwise: {key}" for key in sorted(left ^ again.keys())]
     hit = sum(key.endswith(MANIFEST_NAME) for key in damage.flipped | damage.removed)
     print(
