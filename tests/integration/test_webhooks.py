@@ -84,9 +84,10 @@ def test_a_finished_meeting_is_archived_by_one_run(
     # A busy server's answer may come too late for the sender, which then sends again.
     unanswered = statuses.pop(None, 0)
     assert set(statuses) <= {200, 202, 401}
-    assert (statuses[202], statuses[401]) == (1, 1) or unanswered
-    forged = [one for one in deliveries(simulator, bot_id) if one["fault"] == "forged"]
-    assert [one["status"] for one in forged] in ([401], [None])
+    assert statuses[202] == 1 or unanswered
+    # Bots of other tests are told of anew, so the forged one may be theirs.
+    everything = simulator.control("GET", "/webhooks")["deliveries"]
+    assert [one["status"] for one in everything if one["fault"] == "forged"] in ([401], [None])
     assert len(runs_of(airflow, recording_id)) == 1
 
 
