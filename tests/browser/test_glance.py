@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
-import shutil
 import tempfile
 import threading
-from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse
 
@@ -19,24 +16,16 @@ from include.archive.manifest import MissingPart, ParticipantFacts
 from include.archive.stores import LocalStore
 from include.provider import archive_page, glance, runs
 from include.provider.sweep import Owed, State
+from tests.browser.conftest import background_of, broken_rules, in_airflow, is_dark
 from tests.include.archive.test_index import MARCH, a_manifest, put
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make setup")
-axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed: make setup")
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Page
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian: apt install chromium)")
-
-WATCH = """
-window.violations = []; window.ran = false;
-document.addEventListener("securitypolicyviolation", (event) => violations.push(event.violatedDirective));
-"""
 # How Airflow 3.3 frames a plugin's page.
 FRAME = """<!DOCTYPE html><html class="{theme}" lang="en"><title>Airflow</title><body>
 <iframe sandbox="allow-scripts allow-same-origin allow-forms allow-downloads" src="recall/archive/"
@@ -61,50 +50,22 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalStore:
     return archive
 
 
-@contextmanager
-def served(theme: str = "light") -> Iterator[str]:
+def served(theme: str = "light") -> AbstractContextManager[str]:
     """Airflow's API server, as far as our page needs it."""
     app = FastAPI()
-    app.include_router(archive_page.router, prefix="/recall")
-    app.dependency_overrides = {archive_page.may_read: lambda: None}
     app.get("/")(lambda: HTMLResponse(FRAME.format(theme=theme)))
     app.get("/dags/{rest:path}")(lambda rest: HTMLResponse(f"<!DOCTYPE html><title>A run</title><h1>{rest}</h1>"))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            thread.join(0.05)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(10)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with playwright.sync_playwright() as running:
-        # The sandbox of Chromium doesn't work for root, as whom tests in containers often run.
-        browser = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+    return in_airflow(app)
 
 
 @pytest.fixture
-def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
-    contexts = []
-
+def visit(new_page: Callable[..., Page]) -> Callable[..., Page]:
     def go(address: str, **options: Any) -> Page:
-        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
-        contexts.append(context)
-        page = context.new_page()
-        page.add_init_script(WATCH)
+        page = new_page(**{"viewport": {"width": 1280, "height": 900}, **options})
         page.goto(address)
         return page
 
-    yield go
-    for context in contexts:
-        context.close()
+    return go
 
 
 def fill(store: LocalStore, count: int) -> None:
@@ -121,12 +82,6 @@ def fill(store: LocalStore, count: int) -> None:
         store.put_if_absent("dt=2026-03-08/recording=broken/manifest.json", b"{", "application/json")
 
 
-def violations(page: Page) -> list[Any]:
-    found = axe.Axe().run(page)
-    assert found.response["passes"], "axe has looked"
-    return [(one["id"], one["nodes"][0]["html"]) for one in found.response["violations"]]
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(("count", "width"), [(0, 1280), (12, 1280), (12, 390), (120, 1280)])
 def test_no_accessibility_rule_is_broken(
@@ -138,13 +93,12 @@ def test_no_accessibility_rule_is_broken(
     monkeypatch.setattr(runs, "sweep_state", lambda: State(now, owed if count else {}))
     with served() as address:
         page = visit(f"{address}/recall/archive/", color_scheme=scheme, viewport={"width": width, "height": 844})
-        assert violations(page) == []
+        assert broken_rules(page) == []
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        background = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        assert (max(map(int, re.findall(r"\d+", background))) < 64) == (scheme == "dark")
+        assert is_dark(background_of(page.locator("body"))) == (scheme == "dark")
         for show in ("owed", "lost"):
             page.goto(f"{address}/recall/archive/?show={show}")
-            assert violations(page) == []
+            assert broken_rules(page) == []
         assert page.evaluate("[ran, violations]") == [False, []]
 
 
@@ -209,11 +163,11 @@ def test_in_airflow_s_frame(visit: Callable[..., Page], store: LocalStore, theme
         page = visit(address, color_scheme=opposite)
         frame = page.frame_locator("iframe")
         assert frame.locator("tbody tr").count() == 14
-        background = frame.locator("body").evaluate("(body) => getComputedStyle(body).backgroundColor")
-        assert (max(map(int, re.findall(r"\d+", background))) < 64) == (theme == "dark"), "as Airflow's own pages"
+        background = background_of(frame.locator("body"))
+        assert is_dark(background) == (theme == "dark"), "as Airflow's own pages"
         page.evaluate("(theme) => { document.documentElement.className = theme }", opposite)
         page.wait_for_timeout(200)
-        assert frame.locator("body").evaluate("(body) => getComputedStyle(body).backgroundColor") != background
+        assert background_of(frame.locator("body")) != background
         frame.locator("#q").fill("rec-001")
         frame.locator("form button").click()
         frame.locator("text=1 of").or_(frame.locator("tbody tr")).first.wait_for()
@@ -250,7 +204,7 @@ def test_a_view_that_is_built_completes_before_one_s_eyes(
             page = visit(f"{address}/recall/archive/")
             page.get_by_text("Being built: 2 of 3 days").wait_for()
             assert page.locator("tbody tr").count() == 2
-            assert violations(page) == []
+            assert broken_rules(page) == []
             held.set()
             page.get_by_text("All of it as of").wait_for()
             assert page.locator("tbody tr").count() == 3

@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-import shutil
 import struct
-import subprocess
 import threading
 import wave
 from dataclasses import dataclass, field
@@ -17,30 +15,26 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import uvicorn
 from fastapi import FastAPI
 
 from include.archive import meeting_page
 from include.archive.manifest import Manifest, MissingPart, PartEntry, ParticipantFacts, RecordingFacts
 from include.archive.stores import LocalStore
 from include.provider import archive_page
-
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make setup")
-axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed: make setup")
+from tests.browser.conftest import background_of, broken_rules, in_airflow, is_dark
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
-    from playwright.sync_api import Browser, Locator, Page
+    from playwright.sync_api import Locator, Page
 
 FOLDER = "dt=2026-03-04/recording=rec-1"
-# Keeps the players that the page makes, and counts what its policy forbids.
-WATCH = """
-window.sounds = []; window.violations = []; window.ran = false;
+# Keeps the players that the page makes.
+KEEP_SOUNDS = """
+window.sounds = [];
 const Sound = window.Audio;
 window.Audio = function () { const sound = new Sound(); window.sounds.push(sound); return sound; };
-document.addEventListener("securitypolicyviolation", (event) => violations.push(event.violatedDirective));
 """
 # What sounds now: each player's address, and to which moment of the meeting it has come.
 SOUNDING = """
@@ -130,28 +124,6 @@ def meeting(tmp_path: Path) -> Meeting:
     return made
 
 
-def installed_chromium() -> str | None:
-    """Return the machine's own Chromium; nothing is ever downloaded."""
-    for path in filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))):
-        # Ubuntu has a script of that name that only tells how to install one.
-        if subprocess.run([path, "--version"], capture_output=True, timeout=60, check=False).returncode == 0:
-            return path
-    return None
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = installed_chromium()
-    if path is None:
-        pytest.skip("no Chromium on this machine (Debian: apt install chromium)")
-    with playwright.sync_playwright() as running:
-        # The sandbox of Chromium doesn't work for root, as whom tests in containers often run.
-        options = ["--no-sandbox", "--mute-audio"]
-        browser = running.chromium.launch(executable_path=path, args=options)
-        yield browser
-        browser.close()
-
-
 @dataclass
 class Visit:
     """A page in a browser, and all that it said and asked for."""
@@ -187,14 +159,10 @@ class Visit:
 
 
 @pytest.fixture
-def visit(browser: Browser) -> Iterator[Callable[..., Visit]]:
-    contexts = []
-
+def visit(new_page: Callable[..., Page]) -> Callable[..., Visit]:
     def go(address: str, **options: Any) -> Visit:
-        context = browser.new_context(**{"viewport": {"width": 1120, "height": 800}, **options})
-        contexts.append(context)
-        page = context.new_page()
-        page.add_init_script(WATCH)
+        page = new_page(**options)
+        page.add_init_script(KEEP_SOUNDS)
         seen = Visit(page)
         page.on("request", lambda request: seen.asked.append(request.url))
         page.on("console", lambda message: seen.said.append(f"console: {message.text}"))
@@ -203,9 +171,7 @@ def visit(browser: Browser) -> Iterator[Callable[..., Visit]]:
         page.goto(address)
         return seen
 
-    yield go
-    for context in contexts:
-        context.close()
+    return go
 
 
 # -- playing ---------------------------------------------------------------------------------------------------------
@@ -461,14 +427,11 @@ def test_no_accessibility_rule_is_broken(
 ) -> None:
     seen = visit(crowd(tmp_path, count).write(), color_scheme=scheme, viewport={"width": width, "height": 844})
     for state in ("at first", "while one plays alone"):
-        found = axe.Axe().run(seen.page)
-        assert found.response["passes"], "axe has looked"
-        assert [(one["id"], one["nodes"][0]["html"]) for one in found.response["violations"]] == [], state
+        assert broken_rules(seen.page) == [], state
         seen.page.locator(".only").nth(1).click()
         seen.page.click(".play")
     assert seen.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    background = seen.page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert (max(map(int, re.findall(r"\d+", background))) < 64) == (scheme == "dark")
+    assert is_dark(background_of(seen.page.locator("body"))) == (scheme == "dark")
 
 
 def test_without_script_all_is_there_but_the_player(visit: Callable[..., Visit], meeting: Meeting) -> None:
@@ -557,21 +520,9 @@ def test_it_works_in_airflow(visit: Callable[..., Visit], meeting: Meeting, monk
     meeting.write()
     (meeting.folder / "meeting.html").write_text("<script>ran = true</script>")
     monkeypatch.setattr(archive_page, "open_archive", lambda: LocalStore(root=meeting.root))
-    app = FastAPI()
-    app.include_router(archive_page.router, prefix="/recall")
-    app.dependency_overrides = {archive_page.may_read: lambda: None}
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            thread.join(0.05)
-        port = server.servers[0].sockets[0].getsockname()[1]
+    with in_airflow(FastAPI()) as address:
         for name in ("", "meeting.html"):
-            seen = visit(f"http://127.0.0.1:{port}/recall/archive/{FOLDER}/{name}")
+            seen = visit(f"{address}/recall/archive/{FOLDER}/{name}")
             check_it_plays(seen)
             assert seen.page.evaluate("ran") is False, "what the archive keeps is never run on Airflow's address"
             seen.page.close()
-    finally:
-        server.should_exit = True
-        thread.join(10)
