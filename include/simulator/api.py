@@ -282,7 +282,8 @@ class Api:
             "participant_events": views.participant_events_json,
             "speaker_timeline": views.speaker_timeline_json,
         }
-        return JSONResponse(show[kind](recording))
+        # Escaped, as the list of parts is: a name may hold half a surrogate pair, which no UTF-8 can carry.
+        return Response(json.dumps(show[kind](recording)), media_type="application/json")
 
     # Shared
 

@@ -620,8 +620,7 @@ class Game:
 
     def _without_manifest(self) -> None:
         self.until_it_ends()
-        for key in [key for key in self.archive.objects() if key.endswith(".json")]:
-            self._remove(key)
+        self._remove_all_but_parts()
         self._earlier = self.archive.objects()
         self.until_it_ends()
 
@@ -635,8 +634,7 @@ class Game:
     def _tampered(self, how: str) -> None:
         """Put other bytes in a part's place, with or without our own notes beside them."""
         self.until_it_ends()
-        for key in self.archive.objects().keys() - self._parts():
-            self._remove(key)
+        self._remove_all_but_parts()
         key = next((each for each in self._parts() if not each.endswith(".empty")), self._parts()[0])
         data = self.archive.read(key)
         other = (
@@ -679,6 +677,11 @@ class Game:
         else:
             (self._folder / "archive" / key).write_bytes(data)
         self._earlier = {name: one for name, one in self._earlier.items() if name != key}
+
+    def _remove_all_but_parts(self) -> None:
+        """Take the manifest away, and what was made from it, which another manifest would rightly have renewed."""
+        for key in self.archive.objects().keys() - self._parts():
+            self._remove(key)
 
     def _remove(self, key: str) -> None:
         if self._s3 is not None:

@@ -166,6 +166,17 @@ def test_participants_may_be_null_hostile_and_carry_more(simulator: Any, api: An
     assert shown[7]["duration"] == 1.25
 
 
+def test_a_name_with_half_a_surrogate_pair_is_in_every_list(simulator: Any, api: Any) -> None:
+    parts = [{"participant": {"id": 7, "name": "\udc80lone"}, "duration": 1}]
+    ids = simulator.add_meeting(recordings=[{"artifacts": [{"parts": parts}]}])
+    links = api.get(f"/recording/{ids['recordings'][0]['id']}/")["media_shortcuts"]["participant_events"]["data"]
+    people = requests.get(links["participants_download_url"], timeout=5).json()
+    assert [one["name"] for one in people] == ["\udc80lone"]
+    for kind in ("participant_events", "speaker_timeline"):
+        listed = requests.get(links[f"{kind}_download_url"], timeout=5).json()
+        assert {one["participant"]["name"] for one in listed} == {"\udc80lone"}
+
+
 def test_json_of_every_object_can_be_bent(simulator: Any, api: Any) -> None:
     bend = {"overrides": {"id": 5, "new": {"a": None}}, "omit": ["metadata", "duration"]}
     ids = simulator.add_meeting(
