@@ -10,7 +10,7 @@ from include.errors import CodedError
 from include.provider.hook import client_of, strings
 from include.recall.client import RecallClient
 from include.recall.errors import RecallAuthError, RecallRequestError
-from include.recall.regions import REGIONS
+from include.recall.regions import REGIONS, base_url_of
 from include.recall.retry import RetryPolicy
 from include.recall.webhooks import signing_key
 
@@ -63,6 +63,6 @@ def _other_region(connection: Connection) -> str | None:
         if region == connection.extra_dejson.get("region"):
             continue
         with suppress(CodedError):
-            RecallClient(api_key=key, base_url=RecallClient.base_url_for(region), **_ONCE).check_key()
+            RecallClient(api_key=key, base_url=base_url_of(region), **_ONCE).check_key()
             return region
     return None

@@ -126,6 +126,7 @@ def client_of(connection: Connection, share: float | Callable[[], float], **opti
     from include.recall.budget import FileBudget
     from include.recall.client import RecallClient
     from include.recall.errors import RecallConfigError
+    from include.recall.regions import base_url_of
 
     extra = connection.extra_dejson
     region = extra.get("region")
@@ -138,7 +139,7 @@ def client_of(connection: Connection, share: float | Callable[[], float], **opti
         if connection.port and base_url.count(":") == 1:
             base_url = f"{base_url}:{connection.port}"
     elif isinstance(region, str):
-        base_url = RecallClient.base_url_for(region)
+        base_url = base_url_of(region)
     else:
         raise RecallConfigError(f"{where} names neither extra.region nor a host; set extra.region to the key's region")
     key = (connection.password or "").strip()

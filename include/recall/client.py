@@ -34,7 +34,6 @@ from include.recall.errors import (
 )
 from include.recall.models import AudioArtifact, Bot, Recording, parse_page
 from include.recall.redaction import HIDDEN, redact, redact_http_logs
-from include.recall.regions import REGIONS, base_url_of
 from include.recall.retry import RetryPolicy, parse_date, parse_retry_after
 from include.recall.transport import (
     PlainWholeConnection,
@@ -126,7 +125,7 @@ class RecallClient:
     alone.
 
     :param api_key: the key of the region; surrounding whitespace is dropped.
-    :param base_url: for example ``https://us-west-2.recall.ai``, see :meth:`base_url_for`; used as it stands.
+    :param base_url: that of a region, see :func:`~include.recall.regions.base_url_of`, or another; used as it stands.
     :param region: the region's name, for messages and records; ``None`` behind a base URL of one's own.
     :param budget: shares Recall's rate limits with others; none by default.
     :param retry: when to try again; its sleep and clock can be replaced.
@@ -181,16 +180,6 @@ class RecallClient:
         }
         # An adapter without a session around it: no cookies, netrc, environment or redirects to switch off.
         self._adapter = _Adapter()
-
-    @staticmethod
-    def base_url_for(region: str) -> str:
-        """Return the base URL of a region.
-
-        :raises RecallConfigError: Recall has no such region.
-        """
-        if region not in REGIONS:
-            raise RecallConfigError(f"unknown Recall region {region[:64]!r}; known are {', '.join(REGIONS)}")
-        return base_url_of(region)
 
     @property
     def host(self) -> str:

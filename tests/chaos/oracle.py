@@ -295,12 +295,9 @@ def _settled(
         if what not in wanted:
             problems.append(Problem("phantom", f"{folder}: the manifest lists {what}, which the source does not"))
             continue
-        stored = there.get(entry["key"])
-        if stored is None:
-            problems.append(Problem("lost", f"{folder}/{entry['key']} is listed and not there"))
+        problems += _listed(folder, there, entry)
+        if entry["key"] not in there:
             continue
-        if (stored.size, stored.sha256) != (entry["bytes"], entry["sha256"]):
-            problems.append(Problem("corrupt", f"{folder}/{entry['key']} is not as the manifest says"))
         part = wanted[what]
         problems += _same(archive.read(f"{folder}/{entry['key']}"), part, f"{folder}/{entry['key']}")
         if (entry["source_bytes"], entry["source_sha256"]) != (part["length"], part["sha256"]):
@@ -350,14 +347,20 @@ def _documents(
 ) -> list[Problem]:
     problems = []
     for entry in documents:
-        stored = there.get(entry["key"])
-        if stored is None:
-            problems.append(Problem("lost", f"{folder}/{entry['key']} is listed and not there"))
-            continue
-        if (stored.size, stored.sha256) != (entry["bytes"], entry["sha256"]):
-            problems.append(Problem("corrupt", f"{folder}/{entry['key']} is not as the manifest says"))
-        problems += _document(archive, folder, entry["key"])
+        problems += _listed(folder, there, entry)
+        if entry["key"] in there:
+            problems += _document(archive, folder, entry["key"])
     return problems
+
+
+def _listed(folder: str, there: dict[str, Stored], entry: dict[str, Any]) -> list[Problem]:
+    """Check that an object which the manifest lists is there, and as it says."""
+    stored = there.get(entry["key"])
+    if stored is None:
+        return [Problem("lost", f"{folder}/{entry['key']} is listed and not there")]
+    if (stored.size, stored.sha256) != (entry["bytes"], entry["sha256"]):
+        return [Problem("corrupt", f"{folder}/{entry['key']} is not as the manifest says")]
+    return []
 
 
 def _document(archive: Archive, folder: str, key: str) -> list[Problem]:

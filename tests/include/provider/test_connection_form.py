@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from include.provider import connection_test
 from include.provider.hook import RecallHook
-from include.recall import client
+from include.recall import regions
 from include.recall.regions import REGIONS
 
 if TYPE_CHECKING:
@@ -106,7 +107,8 @@ def test_a_key_of_another_region_is_told_its_region(
 ) -> None:
     api = shared_simulator.connection["host"]
     addresses = {region: f"{api}/nowhere" for region in REGIONS} | {"eu-central-1": api}
-    monkeypatch.setattr(client, "base_url_of", addresses.__getitem__)
+    for module in (regions, connection_test):
+        monkeypatch.setattr(module, "base_url_of", addresses.__getitem__)
     key = shared_simulator.connection["password"]
     refusal = {"path": "^/nowhere/", "times": None, "action": {"status": 401, "body": '{"detail": "Invalid token."}'}}
     shared_simulator.add_faults(refusal)

@@ -30,7 +30,7 @@ from include.recall.errors import (
     RecallServerError,
     RecallUnsafeRedirectError,
 )
-from include.recall.regions import REGIONS
+from include.recall.regions import REGIONS, base_url_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -496,9 +496,9 @@ def test_settings_that_cannot_be_used(
 
 
 def test_regions() -> None:
-    assert [RecallClient.base_url_for(region) for region in REGIONS] == [f"https://{one}.recall.ai" for one in REGIONS]
+    assert [base_url_of(region) for region in REGIONS] == [f"https://{one}.recall.ai" for one in REGIONS]
     with pytest.raises(RecallConfigError, match="us-west-2"):
-        RecallClient.base_url_for("mars-north-1")
+        base_url_of("mars-north-1")
 
 
 def test_a_redirect_to_the_slash_form_is_followed(client: RecallClient, server: Server) -> None:
