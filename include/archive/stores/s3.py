@@ -56,8 +56,11 @@ PART_BYTES = 8 * 1024 * 1024
 BUFFER_BYTES = 4 * 1024 * 1024
 """Up to so many bytes, an object is held until it is complete, and its notes say what it is."""
 
-WHOLE_BYTES = 256 * 1024 * 1024
-"""Longest object that is sent in one request while it is read, and so proven by the SHA-256 that the archive wants."""
+WHOLE_BYTES = 1024 * 1024 * 1024
+"""Longest object that is sent in one request while it is read, and so proven by the SHA-256 that the archive wants.
+
+S3 takes 5 GiB; but a fault of the store midway makes all of it come from the source again.
+"""
 
 STREAM_BYTES = 64 * 1024 * 1024
 """About how long the parts of a longer one are: what a store's fault midway makes it send again."""
