@@ -45,6 +45,7 @@ def browser() -> Iterator[Browser]:
     path = installed_chromium()
     if path is None:
         pytest.skip("no Chromium on this machine (Debian: apt install chromium)")
+    playwright.expect.set_options(timeout=120_000)
     with playwright.sync_playwright() as running:
         # The sandbox of Chromium doesn't work for root, as whom tests in containers often run.
         browser = running.chromium.launch(executable_path=path, args=["--no-sandbox", "--mute-audio"])
@@ -60,6 +61,7 @@ def new_page(browser: Browser) -> Iterator[Callable[..., Page]]:
     def new(**options: Any) -> Page:
         contexts.append(browser.new_context(**{"viewport": {"width": 1120, "height": 800}, **options}))
         page = contexts[-1].new_page()
+        page.set_default_timeout(120_000)
         page.add_init_script(WATCH)
         return page
 

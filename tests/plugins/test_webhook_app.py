@@ -119,7 +119,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, started: list[Any]) -> Iterator[Server]:
     monkeypatch.setenv("AIRFLOW_CONN_RECALL_DEFAULT", connection(NEW, OLD))
-    monkeypatch.setattr(webhook_app, "SECRETS_SECONDS", 0.2)
+    monkeypatch.setattr(webhook_app, "SECRETS_SECONDS", 0)
     (plugin,), errors = plugins_manager._load_plugins_from_plugin_directory(str(ROOT / "plugins"))
     assert errors == {}
     running = Server(plugin.fastapi_apps[0]["app"])
@@ -169,7 +169,6 @@ def test_hostile_ids_start_nothing_and_are_not_logged(
 
 def test_rotation_needs_no_restart(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     def status_of(secret: str) -> int:
-        time.sleep(0.3)
         return server.post(secret=secret).status_code // 100
 
     assert [status_of(OLD), status_of(NEW)] == [2, 2]
@@ -207,18 +206,20 @@ def test_secrets_out_of_reach_put_the_sender_off(server: Server, monkeypatch: py
         raise OSError("whsec_secret")
 
     with monkeypatch.context() as patched:
+        patched.setattr(webhook_app, "SECRETS_RETRY_SECONDS", 0)
         patched.setattr(webhook_app.RecallHook, "webhook_keys", fail)
         reply = server.post()
         assert (reply.status_code, reply.json()) == (503, {"error": "secrets_unreadable"})
-    monkeypatch.setattr(webhook_app, "SECRETS_RETRY_SECONDS", 0)
-    time.sleep(2.1)
     assert server.post().status_code == 202
 
 
 # -- what is not -----------------------------------------------------------------------------------------------------
 
 
-def test_what_is_not_signed_is_refused(server: Server, started: list[Any], caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_not_signed_is_refused(
+    server: Server, started: list[Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhook_app, "REFUSALS_SECONDS", 3600)
     raw = json.dumps(EVENT).encode()
     good = signed(raw)
     stranger = "whsec_" + base64.b64encode(b"a stranger's key").decode()
@@ -271,14 +272,13 @@ def test_bodies_up_to_the_limit_are_read(server: Server) -> None:
         assert server.post(body + b" " * (size - len(body))).status_code == status
 
 
-def test_what_declares_too_much_is_refused_unread(server: Server) -> None:
-    before = time.monotonic()
+def test_what_declares_too_much_is_refused_unread(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhook_app, "BODY_SECONDS", 60)  # longer than anybody here waits for a body that never comes
     for length in (str(LIMIT + 1), str(100 * 1024 * 1024), "9" * 18):
         head = "".join(f"{name}: {value}\r\n" for name, value in signed(b"").items())
         answer = server.raw(f"{head}Content-Length: {length}")
         assert answer.startswith(b"HTTP/1.1 413")
         assert b"connection: close" in answer.lower()
-    assert time.monotonic() - before < 3
 
 
 def test_chunks_without_end_are_refused_and_little_of_them_is_read(server: Server) -> None:
@@ -304,8 +304,8 @@ def test_a_slow_body_is_ended(server: Server, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(webhook_app, "BODY_SECONDS", 0.5)
     head = "".join(f"{name}: {value}\r\n" for name, value in signed(b"").items())
     before = time.monotonic()
-    assert server.raw(f"{head}Content-Length: 1000", *[b"x"] * 20, pause=0.1).startswith(b"HTTP/1.1 408")
-    assert time.monotonic() - before < 5
+    assert server.raw(f"{head}Content-Length: 1000", *[b"x"] * 600, pause=0.1).startswith(b"HTTP/1.1 408")
+    assert time.monotonic() - before < 50, "it was ended before its minute was over"
 
 
 def test_a_sender_that_hangs_up_harms_nobody(server: Server, started: list[Any]) -> None:
@@ -366,9 +366,10 @@ def test_genuine_events_are_taken_among_forged_ones(server: Server) -> None:
         for _ in range(4):
             pool.submit(forge)
         try:
-            for number in range(100):
+            number = 0
+            while number < 100 or len(refused) <= 200:
+                number += 1
                 assert server.post(message=f"g{number}").status_code // 100 == 2
         finally:
             done.set()
     assert set(refused) == {401}
-    assert len(refused) > 200
