@@ -80,6 +80,8 @@ def simulator(
 ) -> Iterator[RunningSimulator]:
     """A clean simulator, the connection to it, and an empty archive."""
     shared_simulator.reset()
+    # Only what a test advances passes, however slow the machine is.
+    shared_simulator.control("POST", "/settings", {"speed": 1e-9})
     monkeypatch.setenv("AIRFLOW_CONN_RECALL_DEFAULT", json.dumps(shared_simulator.connection))
     monkeypatch.setenv("AIRFLOW_VAR_RECALL_ARCHIVE_URI", (tmp_path / "archive").as_uri())
     monkeypatch.setenv("AIRFLOW_VAR_RECALL_POLL_SECONDS", "0.2")

@@ -186,7 +186,7 @@ def test_trigger_ends_at_a_permanent_error(simulator: RunningSimulator, status: 
 def test_trigger_keeps_the_loop_free(simulator: RunningSimulator) -> None:
     """A slow answer holds a thread, never the loop that all triggers share."""
     ids = simulator.add_meeting(created_at=LONG_AGO)
-    simulator.add_faults({"origin": "api", "times": 1, "action": {"delay": 1.0}})
+    simulator.add_faults({"origin": "api", "times": 1, "action": {"stall": 0}})
     trigger = RecallRecordingTrigger(
         recall_conn_id="recall_default",
         bot_id=ids["bot_id"],
@@ -197,15 +197,20 @@ def test_trigger_keeps_the_loop_free(simulator: RunningSimulator) -> None:
         started_at=time.time(),
     )
 
-    async def both() -> int:
-        ticks = 0
+    async def both() -> None:
         done = asyncio.ensure_future(trigger.run().__anext__())  # type: ignore[attr-defined]
-        while not done.done():
+        ticks = 0
+        while ticks < 50:
+            asked = await asyncio.to_thread(simulator.journal)
             await asyncio.sleep(0.01)
-            ticks += 1
-        return ticks
+            ticks += bool(asked)
+        # All that while, the first answer has been on its way.
+        assert len(await asyncio.to_thread(simulator.journal)) == 1
+        assert not done.done()
+        await asyncio.to_thread(simulator.control, "DELETE", "/faults")
+        assert (await done).payload["recordings"]
 
-    assert asyncio.run(both()) > 50
+    asyncio.run(asyncio.wait_for(both(), 120))
 
 
 def test_nothing_to_wait_for(simulator: RunningSimulator) -> None:

@@ -65,6 +65,7 @@ class Server:
 
     :ivar asked: every request that arrived.
     :ivar connections: how many connections were accepted.
+    :ivar drops: what its endless replies have sent: a measure of time that stands still while the process does.
     """
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
@@ -73,6 +74,8 @@ class Server:
         self.script: deque[Reply] = deque()
         self.forever: Reply | None = None
         self.route: Callable[[Asked], Reply] | None = None
+        self.drops = 0
+        self._closing = threading.Event()
         self._tls = tls
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
@@ -84,6 +87,17 @@ class Server:
 
     reply = staticmethod(reply)
     raw = staticmethod(raw)
+
+    def endless(self, head: bytes, drop: bytes) -> Callable[[socket.socket], None]:
+        """Send a head, then twenty drops a second for as long as the server is there."""
+
+        def send(conn: socket.socket) -> None:
+            conn.sendall(head)
+            while not self._closing.wait(0.05):
+                self.drops += 1
+                conn.sendall(drop)
+
+        return send
 
     def says(self, *replies: Reply) -> Server:
         self.script.extend(replies)
@@ -123,6 +137,7 @@ class Server:
         return self.forever if self.forever is not None else reply(418, b"not in the script")
 
     def close(self) -> None:
+        self._closing.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
