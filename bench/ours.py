@@ -15,15 +15,17 @@ from urllib.parse import urlsplit
 
 
 def main() -> None:
-    """Archive all files of the work list."""
+    """Archive all files of the work list, one a thread, as a task of the pipeline does."""
     with open(sys.argv[1], encoding="utf-8") as file:
         work = json.load(file)
     logging.basicConfig(level=logging.ERROR)
     from botocore.config import Config
     from botocore.session import get_session
 
+    from include.archive import copy
     from include.archive.stores.s3 import S3Store
-    from include.recall.media import MediaClient
+    from include.recall.media import MediaClient, PartSource
+    from include.recall.models import SignedLink
 
     # With the settings that the amazon provider's connection has, but without boto3, which only adds to botocore's
     # client what the engine does not use.
@@ -33,16 +35,6 @@ def main() -> None:
     store = S3Store(bucket=work["bucket"], prefix="", client=client)
     media = MediaClient(allowed_hosts=[urlsplit(work["urls"][0]).netloc], ca_bundle=work["ca"])
     wall, cpu = time.monotonic(), time.process_time()
-    archive_each(store, media, work)
-    print(json.dumps({"wall": time.monotonic() - wall, "cpu": time.process_time() - cpu}))
-
-
-def archive_each(store: Any, media: Any, work: dict[str, Any]) -> None:
-    """Archive one file a thread, as a task of the pipeline does."""
-    from include.archive import copy
-    from include.recall.media import PartSource
-    from include.recall.models import SignedLink
-
     # Checkouts from before there was a survey look each part up by itself.
     survey = getattr(copy, "survey", None)
     folders = sorted({key.rpartition("/")[0] for key in work["keys"]})
@@ -65,6 +57,7 @@ def archive_each(store: Any, media: Any, work: dict[str, Any]) -> None:
     with ThreadPoolExecutor(min(work["workers"], len(work["urls"]))) as pool:
         for done in [pool.submit(archive, *one) for one in zip(work["urls"], work["keys"], work["sizes"], strict=True)]:
             done.result()
+    print(json.dumps({"wall": time.monotonic() - wall, "cpu": time.process_time() - cpu}))
 
 
 if __name__ == "__main__":

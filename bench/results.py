@@ -70,6 +70,7 @@ class Figures:
         "wall": "s",
         "inner_speed": "MiB/s",
         "inner_cpu": "CPU s/GiB",
+        "inner_wall": "s",
     }
 
     def __init__(self, runs: list[dict[str, Any]]) -> None:
@@ -110,4 +111,4 @@ def _figure(what: str, row: dict[str, Any]) -> float:
         return float(gib * 1024 / taken["wall"])
     if what.endswith("cpu"):
         return float(taken["cpu"] / gib)
-    return float(row["peak"] / 1e6 if what == "peak" else row["wall"])
+    return float(row["peak"] / 1e6 if what == "peak" else taken["wall"])

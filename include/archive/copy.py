@@ -10,9 +10,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+import queue
 import random
 import re
-import threading
 import time
 import zlib
 from contextlib import contextmanager
@@ -71,7 +71,9 @@ MAX_BACKOFF = 8.0
 MAX_WAIT = 30.0
 """Longest pause that the source may ask for before the copy gives up and leaves it to its caller to come back."""
 
-_large_buffers = threading.BoundedSemaphore(LARGE_BUFFERS)
+_large_buffers: queue.SimpleQueue[bytearray | None] = queue.SimpleQueue()
+for _ in range(LARGE_BUFFERS):
+    _large_buffers.put(None)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MARKER, _MARK = "archived-by", "recall-audio-archive"
 _SOURCE_PROOFS = frozenset({"content-length", "length_unverified", "source-checksum"})
@@ -301,12 +303,16 @@ def archive_body(
 
 @contextmanager
 def _buffer() -> Iterator[memoryview]:
-    is_large = _large_buffers.acquire(blocking=False)
     try:
-        yield memoryview(bytearray(LARGE_BUFFER_BYTES if is_large else BUFFER_BYTES))
+        # One that was used before costs nothing; a new one, as much as a tenth of what it is for.
+        buffer = _large_buffers.get_nowait() or bytearray(LARGE_BUFFER_BYTES)
+    except queue.Empty:
+        yield memoryview(bytearray(BUFFER_BYTES))
+        return
+    try:
+        yield memoryview(buffer)
     finally:
-        if is_large:
-            _large_buffers.release()
+        _large_buffers.put(buffer)
 
 
 def find_stored(

@@ -598,6 +598,9 @@ class S3Writer:
         if self._size is not None and self._written + len(data) > self._size:
             check_size(self._key, self._size, self._written + len(data))
         self._written += len(data)
+        if len(data) == self._size and self._size <= self._next_part_bytes():
+            self._buffer, self._filled = bytearray(data), len(data)  # one copy, without zeros first
+            return
         if not self._buffer:
             self._buffer = bytearray(min(self._next_part_bytes(), self._size or self._next_part_bytes()))
         while data:
