@@ -37,9 +37,11 @@ def run(connection: Connection) -> tuple[bool, str]:
         hosts = strings(extra.get("media_hosts"), "media_hosts")
         client = client_of(connection, 1.0, **_ONCE)
         client.check_key()
-    except RecallAuthError as error:
+    except RecallAuthError:
         home = None if (connection.host or "").strip() else _other_region(connection)
-        return False, f"This key is of another region: choose {home}." if home else error.message
+        if home:
+            return False, f"This key is of another region: choose {home}."
+        return False, f"{client.host} refuses the key: the API key is wrong, or belongs to another region"
     except RecallRequestError as error:
         return False, f"{error.message}. Is there a way to Recall from this machine?"
     except CodedError as error:

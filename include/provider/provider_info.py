@@ -23,9 +23,15 @@ def get_provider_info() -> dict[str, Any]:
                 "hook-class-name": "include.provider.hook.RecallHook",
                 "hook-name": "Recall.ai",
                 "ui-field-behaviour": {
-                    "hidden-fields": ["schema", "login", "port"],
+                    # Airflow up to 3.3.2 takes a port that is not there for another one than it has stored, and then
+                    # its list of connections can't test them: https://github.com/apache/airflow/pull/73298
+                    "hidden-fields": ["schema", "login"],
                     "relabeling": {"password": "API key", "host": "Base URL (instead of a region)"},
-                    "placeholders": {"host": "leave empty, unless a simulator or proxy stands in for Recall"},
+                    "placeholders": {
+                        "host": "leave empty, and choose a region under Extra Fields",
+                        "password": "made in Recall's dashboard, in one region",
+                        "port": "443; Airflow's button that tests needs one",
+                    },
                 },
                 "conn-fields": {
                     "region": {

@@ -27,9 +27,7 @@ def test_the_form_has_the_type_and_its_fields(airflow: LocalAirflow) -> None:
     assert sorted(recall["extra_fields"]) == ["media_hosts", "region", "webhook_secrets"]
     assert recall["extra_fields"]["region"]["schema"]["enum"] == [*REGIONS]
     assert recall["standard_fields"]["password"]["title"] == "API key"
-    assert {name for name, one in recall["standard_fields"].items() if one and one["hidden"]} == {
-        *("url_schema", "login", "port")
-    }
+    assert {name for name, one in recall["standard_fields"].items() if one and one["hidden"]} == {"url_schema", "login"}
 
 
 def test_the_button_says_what_is_right_or_wrong(airflow: LocalAirflow, simulator: RunningSimulator) -> None:

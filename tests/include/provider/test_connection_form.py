@@ -45,7 +45,7 @@ def test_airflow_offers_the_connection_type_with_its_form(tmp_path: Path) -> Non
         "id": "recall_conn_id",
         "testable": True,
         "fields": [f"extra__recall__{name}" for name in ("media_hosts", "region", "webhook_secrets")],
-        "hidden": ["schema", "login", "port"],
+        "hidden": ["schema", "login"],
     }
 
 
