@@ -45,6 +45,8 @@ STORAGE_KEY = "canary-storage-key"
 STORAGE_SECRET = "canary-storage-secret-" + "Q7w2" * 6
 BUCKET = "recordings"
 MOST_RUNS = 8
+PATIENCE = 60
+"""Seconds for what is done at once, on a machine that has more to do."""
 IDLE_CALLS = 4
 COUNTED = ("lost", "duplicate", "corrupt", "phantom", "leftover", "overwritten", "secret", "hang")
 
@@ -84,7 +86,7 @@ class Engine:
 
     def signal(self, number: int) -> None:
         """Send a signal, unless it has ended."""
-        self.started.wait(10)
+        self.started.wait(PATIENCE)
         with contextlib.suppress(ProcessLookupError):
             if not self.ended.is_set():
                 os.kill(self.pid, number)
@@ -94,7 +96,7 @@ class Engine:
         hung = not self.ended.wait(seconds)
         if hung:
             self.signal(signal.SIGKILL)
-            self.ended.wait(10)
+            self.ended.wait(PATIENCE)
         outcome = None
         lines = self.out.read_text(errors="replace").splitlines() if self.out.exists() else []
         if lines and lines[-1].startswith('{"state"'):
@@ -167,8 +169,8 @@ class Forker:
                 os.kill(pid, signal.SIGKILL)
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(10)
-        self._listener.join(10)
+        self._process.wait(PATIENCE)
+        self._listener.join(PATIENCE)
         assert self._process.stdout is not None
         self._process.stdout.close()
 
@@ -434,7 +436,7 @@ class Game:
                 engine.signal(signal.SIGKILL)
                 engine.signal(signal.SIGCONT)
         for engine in self._engines:
-            engine.ended.wait(10)
+            engine.ended.wait(PATIENCE)
         if self._s3 is not None:
             self._s3.control("POST", "release", {"drop": True})
 
@@ -542,7 +544,7 @@ class Game:
         held = self._wait_for(lambda: bool(self._s3 and self._s3.control("GET", "held")) or engine.ended.is_set())
         engine.signal(signal.SIGKILL)
         self._script_struck = held and not engine.ended.is_set()
-        done = engine.wait(10)
+        done = engine.wait(PATIENCE)
         if done.outcome is not None:
             self.runs.append(done)
         # What a dead process asked for may still be done, even while the next one is at work.
