@@ -44,7 +44,7 @@ time.sleep(600)
 """
 
 
-def until(condition: Callable[[], bool], timeout: float = 20) -> bool:
+def until(condition: Callable[[], bool], timeout: float = 60) -> bool:
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:

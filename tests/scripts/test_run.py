@@ -108,7 +108,7 @@ def test_make_run_archives_a_meeting_and_leaves_no_process(checkout: Path) -> No
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
         watchdog.cancel()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while processes_of(checkout) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert processes_of(checkout) == []

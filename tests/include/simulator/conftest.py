@@ -23,7 +23,7 @@ class Api:
         self.session.headers["Authorization"] = simulator.api_key
 
     def call(self, method: str, path: str, **options: Any) -> requests.Response:
-        return self.session.request(method, f"{self.base_url}/api/v1{path}", timeout=20, **options)
+        return self.session.request(method, f"{self.base_url}/api/v1{path}", timeout=60, **options)
 
     def get(self, path: str, **query: Any) -> Any:
         answer = self.call("GET", path, params=query)
@@ -39,7 +39,7 @@ class Api:
     def parts(self, artifact_id: str) -> list[Any]:
         """Fetch the list of parts, without the key."""
         artifact = self.get(f"/audio_separate/{artifact_id}/")
-        answer = requests.get(artifact["data"]["download_url"], timeout=20)
+        answer = requests.get(artifact["data"]["download_url"], timeout=60)
         assert answer.status_code == 200, answer.text
         parts: list[Any] = answer.json()
         return parts

@@ -95,9 +95,9 @@ def test_the_demo_meeting_has_six_people_of_whom_one_is_silent(simulator: Any, a
     shortcuts = recording["media_shortcuts"]
     assert shortcuts["meeting_metadata"]["data"] == {"title": "Quarterly planning", "zoom": None}
     links = shortcuts["participant_events"]["data"]
-    people = requests.get(links["participants_download_url"], timeout=5).json()
-    events = requests.get(links["participant_events_download_url"], timeout=5).json()
-    timeline = requests.get(links["speaker_timeline_download_url"], timeout=5).json()
+    people = requests.get(links["participants_download_url"], timeout=60).json()
+    events = requests.get(links["participant_events_download_url"], timeout=60).json()
+    timeline = requests.get(links["speaker_timeline_download_url"], timeout=60).json()
     assert [person["name"] for person in people] == [
         "Maria Silva", "Alex Kim", "Alex Kim", "Priya Nair", None, "Sam Okoro",
     ]  # fmt: skip
@@ -129,7 +129,7 @@ def test_both_kinds_of_audio_make_two_artifacts(simulator: Any, api: Any) -> Non
     simulator.advance(13)
     artifacts = {artifact["format"]: artifact for artifact in api.get("/audio_separate/")["results"]}
     assert set(artifacts) == {"raw", "ogg"}
-    heads = [requests.get(part["download_url"], timeout=5).content[:4] for part in api.parts(artifacts["ogg"]["id"])]
+    heads = [requests.get(part["download_url"], timeout=60).content[:4] for part in api.parts(artifacts["ogg"]["id"])]
     assert heads.count(b"OggS") == 8
     assert [head[:2] for head in heads if head != b"OggS"] == [b"\xff\xf3"]
 
@@ -207,7 +207,7 @@ def test_retention_expires_the_media(simulator: Any, api: Any) -> None:
     assert bot["recordings"][0]["status"]["code"] == "deleted"
     artifact = api.get(f"/audio_separate/{artifact_id}/")
     assert (artifact["status"]["code"], artifact["data"]["download_url"]) == ("deleted", None)
-    assert requests.get(url, timeout=5).status_code == 404
+    assert requests.get(url, timeout=60).status_code == 404
 
 
 def test_deleted_media_stay_listed_or_are_gone(simulator: Any, api: Any) -> None:
@@ -218,7 +218,7 @@ def test_deleted_media_stay_listed_or_are_gone(simulator: Any, api: Any) -> None
     assert api.call("DELETE", f"/audio_separate/{artifact_id}/").status_code == 204
     assert api.get(f"/audio_separate/{artifact_id}/")["status"]["code"] == "deleted"
     assert api.call("DELETE", f"/audio_separate/{artifact_id}/").status_code == 404
-    assert requests.get(artifact_link, timeout=5).status_code == 404
+    assert requests.get(artifact_link, timeout=60).status_code == 404
     assert api.get(f"/recording/{recording_id}/")["status"]["code"] == "done"
     assert api.call("DELETE", f"/recording/{recording_id}/").status_code == 204
     assert api.get(f"/recording/{recording_id}/")["status"]["code"] == "deleted"
@@ -250,8 +250,8 @@ def test_metadata_of_recordings_and_artifacts_can_be_changed(simulator: Any, api
 
 def test_links_to_the_dashboard_lead_somewhere(simulator: Any) -> None:
     bot_id = simulator.add_meeting()["bot_id"]
-    page = requests.get(f"{simulator.base_url}/dashboard/explorer/bot/{bot_id}", timeout=10)
+    page = requests.get(f"{simulator.base_url}/dashboard/explorer/bot/{bot_id}", timeout=60)
     assert page.status_code == 200
     assert bot_id in page.text
     assert "call_ended" in page.text
-    assert requests.get(f"{simulator.base_url}/dashboard/explorer/bot/none", timeout=10).status_code == 404
+    assert requests.get(f"{simulator.base_url}/dashboard/explorer/bot/none", timeout=60).status_code == 404

@@ -19,7 +19,7 @@ def read(url: str, **options: Any) -> tuple[bytes, bool]:
     """Fetch as far as it goes; tell whether the connection broke."""
     received = b""
     try:
-        with requests.get(url, stream=True, timeout=5, **options) as answer:
+        with requests.get(url, stream=True, timeout=60, **options) as answer:
             for piece in answer.raw.stream(4096, decode_content=False):
                 received += piece
     except BROKEN:
@@ -31,16 +31,15 @@ def read(url: str, **options: Any) -> tuple[bytes, bool]:
     return received, False
 
 
-def exchange(url: str, seconds: float = 5.0) -> bytes:
-    """Send a GET over a bare socket and read until the end or the deadline."""
+def exchange(url: str, most: int = 10**9) -> bytes:
+    """Send a GET over a bare socket and read until the end, or so many bytes."""
     parts = urlsplit(url)
     received = b""
-    with socket.create_connection((parts.hostname, parts.port), timeout=seconds) as connection:
+    with socket.create_connection((parts.hostname, parts.port), timeout=60) as connection:
         connection.sendall(
             f"GET {parts.path}?{parts.query} HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n\r\n".encode()
         )
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and (piece := connection.recv(65536)):
+        while len(received) < most and (piece := connection.recv(min(65536, most - len(received)))):
             received += piece
     return received
 
@@ -118,14 +117,14 @@ def test_drop_before_and_after_the_work(simulator: Any, api: Any, one_part: Any)
 @pytest.mark.parametrize("at", [0, 1, 65_535, 65_536, 65_537, 99_999])
 def test_cut_after_exactly_so_many_bytes(simulator: Any, one_part: Any, at: int, reset: bool) -> None:
     made = one_part()
-    whole = requests.get(made["url"], timeout=5).content
+    whole = requests.get(made["url"], timeout=60).content
     simulator.add_faults({"origin": "media", "action": {"cut": at, "reset": reset}})
     received, broken = read(made["url"])
     assert broken
     assert received == whole[: len(received)]
     entry = simulator.journal("media")[-1]
     assert (entry["sent"], entry["complete"]) == (at, False)
-    rest = requests.get(made["url"], headers={"Range": f"bytes={at}-"}, timeout=5)
+    rest = requests.get(made["url"], headers={"Range": f"bytes={at}-"}, timeout=60)
     assert rest.content == whole[at:]
 
 
@@ -157,7 +156,7 @@ def test_wrong_missing_and_chunked_lengths(simulator: Any, api: Any, one_part: A
     artifact_id = simulator.control("GET", "/state")["bots"][0]["recordings"][0]["artifacts"][0]["id"]
     if origin == "api":
         url = api.get(f"/audio_separate/{artifact_id}/")["data"]["download_url"]
-    whole = requests.get(url, timeout=5)
+    whole = requests.get(url, timeout=60)
     long = str(len(whole.content) + 50)
     for claim, header in ((int(long), long), (10, "10"), ("none", None), ("chunked", None)):
         simulator.add_faults({"origin": origin, "action": {"content_length": claim}})
@@ -167,30 +166,33 @@ def test_wrong_missing_and_chunked_lengths(simulator: Any, api: Any, one_part: A
         assert ("transfer-encoding: chunked" in head.decode().lower()) == (claim == "chunked")
         assert len(body) >= len(whole.content) - 300
     simulator.add_faults({"origin": "media", "action": {"content_length": "chunked"}})
-    assert requests.get(one_part()["url"], timeout=5).content[:5]
+    assert requests.get(one_part()["url"], timeout=60).content[:5]
 
 
 def test_slow_bodies_and_slow_heads(simulator: Any, api: Any, one_part: Any) -> None:
     url = one_part(audio={"seed": 1, "bytes": 1000})["url"]
     simulator.add_faults({"origin": "media", "action": {"rate": 2000}})
     started = time.monotonic()
-    assert len(requests.get(url, timeout=5).content) == 1000
-    assert 0.4 < time.monotonic() - started < 3
+    assert len(requests.get(url, timeout=60).content) == 1000
+    assert 0.4 < time.monotonic() - started < 60
     simulator.add_faults({"origin": "api", "action": {"head_rate": 10}})
-    assert b"HTTP/1.1 200 OK".startswith(exchange(f"{api.base_url}/api/v1/bot/", 0.5))
+    started = time.monotonic()
+    assert exchange(f"{api.base_url}/api/v1/bot/", 8) == b"HTTP/1.1"
+    assert 0.6 < time.monotonic() - started < 60
 
 
 def test_a_stall_lasts_until_the_rules_are_deleted(simulator: Any, one_part: Any) -> None:
     url = one_part()["url"]
     simulator.add_faults({"origin": "media", "action": {"stall": 50_000}})
-    with requests.get(url, stream=True, timeout=0.3) as answer:
+    with requests.get(url, stream=True, timeout=60) as answer:
         assert len(answer.raw.read(50_000)) == 50_000
+        answer.raw._connection.sock.settimeout(0.3)
         with pytest.raises(Exception, match="timed out"):
             answer.raw.read(1)
     simulator.add_faults({"origin": "media", "action": {"stall": 0, "stall_seconds": 0.2}})
-    assert len(requests.get(url, timeout=5).content) == 100_000
+    assert len(requests.get(url, timeout=60).content) == 100_000
     simulator.add_faults({"origin": "media", "action": {"stall": 100_000}})
-    with requests.get(url, stream=True, timeout=5) as answer:
+    with requests.get(url, stream=True, timeout=60) as answer:
         assert len(answer.raw.read(99_000)) == 99_000
         simulator.control("DELETE", "/faults")
         assert len(answer.raw.read()) == 1000
@@ -200,7 +202,7 @@ def test_a_stall_lasts_until_the_rules_are_deleted(simulator: Any, one_part: Any
 def test_html_pages(simulator: Any, api: Any, one_part: Any, status: int) -> None:
     url = one_part()["url"]
     simulator.add_faults({"times": 2, "action": {"html": status}})
-    for answer in (api.call("GET", "/bot/"), requests.get(url, timeout=5)):
+    for answer in (api.call("GET", "/bot/"), requests.get(url, timeout=60)):
         assert answer.status_code == status
         assert answer.headers["Content-Type"].startswith("text/html")
         assert answer.text.startswith("<!DOCTYPE html>")
@@ -213,10 +215,10 @@ def test_redirects(simulator: Any, one_part: Any) -> None:
         {"origin": "media", "action": {"redirect": f"http://127.0.0.2:{port}{{path}}?{{query}}"}},
         {"origin": "media", "action": {"redirect": "http://169.254.169.254/x", "status": 307}},
     )
-    first = requests.get(made["url"], allow_redirects=False, timeout=5)
+    first = requests.get(made["url"], allow_redirects=False, timeout=60)
     assert first.status_code == 302
     assert first.headers["Location"].endswith(urlsplit(made["url"]).query)
-    second = requests.get(made["url"], allow_redirects=False, timeout=5)
+    second = requests.get(made["url"], allow_redirects=False, timeout=60)
     assert (second.status_code, second.headers["Location"]) == (307, "http://169.254.169.254/x")
 
 
@@ -236,9 +238,9 @@ def test_links_can_be_expired(simulator: Any, api: Any, one_part: Any) -> None:
     simulator.add_faults(
         {"path": "/download/", "action": {"expired": True}}, {"origin": "media", "action": {"expired": True}}
     )
-    assert requests.get(outer, timeout=5).json() == {"detail": "Token has expired."}
-    assert "Request has expired" in requests.get(made["url"], timeout=5).text
-    assert requests.get(outer, timeout=5).status_code == requests.get(made["url"], timeout=5).status_code == 200
+    assert requests.get(outer, timeout=60).json() == {"detail": "Token has expired."}
+    assert "Request has expired" in requests.get(made["url"], timeout=60).text
+    assert requests.get(outer, timeout=60).status_code == requests.get(made["url"], timeout=60).status_code == 200
 
 
 def test_json_can_be_bent(simulator: Any, api: Any) -> None:
@@ -252,7 +254,7 @@ def test_json_can_be_bent(simulator: Any, api: Any) -> None:
 
 def test_media_can_ignore_ranges_flip_bits_and_change(simulator: Any, one_part: Any) -> None:
     url = one_part()["url"]
-    whole = requests.get(url, timeout=5)
+    whole = requests.get(url, timeout=60)
     simulator.add_faults(
         {"origin": "media", "action": {"ignore_range": True}},
         {"origin": "media", "action": {"flip": 70_000}},
@@ -261,17 +263,17 @@ def test_media_can_ignore_ranges_flip_bits_and_change(simulator: Any, one_part: 
         {"origin": "media", "action": {"content": {"seed": 8, "bytes": 100_000}}},
         {"origin": "media", "action": {"headers": {"Content-Type": "audio/ogg"}}},
     )
-    answer = requests.get(url, headers={"Range": "bytes=5-"}, timeout=5)
+    answer = requests.get(url, headers={"Range": "bytes=5-"}, timeout=60)
     assert (answer.status_code, answer.content) == (200, whole.content)
     for at in (70_000, 99_999):
-        flipped = requests.get(url, timeout=5)
+        flipped = requests.get(url, timeout=60)
         assert flipped.headers["ETag"] == whole.headers["ETag"]
         assert [n for n, (a, b) in enumerate(zip(flipped.content, whole.content, strict=True)) if a != b] == [at]
-    assert requests.get(url, headers={"If-Match": whole.headers["ETag"]}, timeout=5).status_code == 412
-    changed = requests.get(url, timeout=5)
+    assert requests.get(url, headers={"If-Match": whole.headers["ETag"]}, timeout=60).status_code == 412
+    changed = requests.get(url, timeout=60)
     assert len(changed.content) == 100_000
     assert changed.headers["ETag"] == f'"{hashlib.md5(changed.content).hexdigest()}"' != whole.headers["ETag"]
-    assert requests.get(url, timeout=5).headers["Content-Type"] == "audio/ogg"
+    assert requests.get(url, timeout=60).headers["Content-Type"] == "audio/ogg"
 
 
 def test_a_compression_bomb(simulator: Any, api: Any) -> None:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-import time
 import zlib
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import psutil
 import pytest
 import requests
 
 
 def get(url: str, **headers: str) -> requests.Response:
-    return requests.get(url, headers={"Accept-Encoding": "identity", **headers}, timeout=10)
+    return requests.get(url, headers={"Accept-Encoding": "identity", **headers}, timeout=60)
 
 
 def test_a_body_arrives_whole_with_its_headers(one_part: Any) -> None:
@@ -143,9 +143,9 @@ def test_a_key_on_a_download_of_the_api_host_is_noted_only(simulator: Any, api: 
 
 def test_the_signature_is_bound_to_get_and_to_the_path(one_part: Any) -> None:
     url = one_part()["url"]
-    head = requests.head(url, timeout=5)
+    head = requests.head(url, timeout=60)
     assert (head.status_code, head.content) == (403, b"")
-    assert requests.put(url, data=b"x", timeout=5).status_code == 403
+    assert requests.put(url, data=b"x", timeout=60).status_code == 403
     assert "SignatureDoesNotMatch" in get(url.replace("/0-0?", "/0-1?")).text
     assert "SignatureDoesNotMatch" in get(re.sub(r"Expires=\d+", "Expires=9999999999", url)).text
     assert "<Code>AccessDenied</Code>" in get(url.partition("?")[0]).text
@@ -184,19 +184,22 @@ def test_many_requests_share_a_connection(one_part: Any) -> None:
     url = one_part()["url"]
     with requests.Session() as session:
         for _ in range(3):
-            assert session.get(url, timeout=5).status_code == 200
+            assert session.get(url, timeout=60).status_code == 200
         assert next(iter(session.adapters["http://"].poolmanager.pools._container.values())).num_connections == 1
 
 
 def test_generated_bytes_are_served_fast_and_in_constant_memory(simulator: Any, one_part: Any) -> None:
     url = one_part(audio={"seed": 1, "bytes": 400 * 1024 * 1024}, relative=0, duration=1)["url"]
-    started, received = time.monotonic(), 0
-    with requests.get(url, stream=True, timeout=10) as answer:
+    process = psutil.Process(simulator.pid)
+    before, received = process.cpu_times(), 0
+    with requests.get(url, stream=True, timeout=60) as answer:
         assert answer.headers["ETag"].endswith('-51"')
         for piece in answer.iter_content(1024 * 1024):
             received += len(piece)
     assert received == 400 * 1024 * 1024
-    assert time.monotonic() - started < 10  # far above any reasonable time; the aim is two seconds
+    after = process.cpu_times()
+    spent = after.user + after.system - before.user - before.system
+    assert spent < 10  # of computing; far above any reasonable time: the aim is two seconds
     status = Path(f"/proc/{simulator.pid}/status")
     if status.exists():
         peak = next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
