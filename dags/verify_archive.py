@@ -27,7 +27,8 @@ from include.provider.verify_operators import (
 
 
 @dag(
-    schedule=verify_schedule(),  # without a start_date, so that a new deployment doesn't make up for last Sunday
+    # Without a start_date, a new deployment makes up for last Sunday only in the first tenth of the week after it.
+    schedule=verify_schedule(),
     catchup=False,
     max_active_runs=1,
     tags=["recall", "verify"],

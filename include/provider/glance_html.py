@@ -153,7 +153,7 @@ def page(view: View) -> str:
     answer, standing = view.answer, view.answer.standing
     body = [
         f"<header><h1>The archive</h1><p class='small faint'><code>{text(view.place)}</code></p>"
-        f"{_standing(standing, view.now)}{_trouble(view)}</header>",
+        f"{_standing(view)}{_trouble(view)}</header>",
         "<main>",
     ]
     if not answer.totals and not view.owed and not view.asked.is_narrow and standing.complete_at is not None:
@@ -185,14 +185,16 @@ def building_text(standing: Standing) -> str:
     )
 
 
-def _standing(standing: Standing, now: datetime) -> str:
-    """Say how old the view is, or how far."""
+def _standing(view: View) -> str:
+    """Say how old the view is, or how far; to ask for the page again is to look again."""
+    standing, now = view.answer.standing, view.now
     if standing.complete_at is None:
         return f"<p class=small role=status id=standing data-building>{building_text(standing)}</p>"
     recent, said = standing.recent_at, f"All of it as of {_clock(standing.complete_at, now)}"
     if recent is not None and (recent - standing.complete_at).total_seconds() >= 1:
         said += f"; the last week, and what was purged, as of {_clock(recent, now)}"
-    return f"<p class='small faint' role=status>{said}.</p>"
+    again = f'<a href="{view.asked.address(page=view.asked.page if view.asked.page > 1 else "")}">Look again</a>'
+    return f"<p class='small faint'><span role=status>{said}.</span> {again}</p>"
 
 
 def _trouble(view: View) -> str:

@@ -210,6 +210,17 @@ def test_a_view_that_is_built_completes_before_one_s_eyes(
         held.set()
 
 
+def test_looking_again_finds_what_is_new(visit: Callable[..., Page], store: LocalStore) -> None:
+    fill(store, 60)
+    with served() as address:
+        page = visit(f"{address}/recall/archive/?q=rec-0&page=2")
+        assert page.locator("tbody tr").count() == 10
+        put(store, a_manifest("rec-0-new", at=datetime.now(timezone.utc)))
+        page.get_by_role("link", name="Look again").click()
+        page.get_by_text("51–61 of 61").wait_for()
+        assert page.locator("tbody tr").count() == 11
+
+
 def test_without_script_all_of_it_works(visit: Callable[..., Page], store: LocalStore) -> None:
     fill(store, 60)
     with served() as address:

@@ -119,6 +119,17 @@ def test_the_answers_are_those_of_the_manifests(asked: Asked, tmp_path: Path) ->
     assert Counter(row[1] for row in events) == {"join": 15, "leave": 15}
 
 
+def test_where_nobody_has_spoken_only_speech_fails(
+    simulator: RunningSimulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Meeting(simulator, tmp_path / "archive", {"parts": []}, participants=[person(1, "Kim")]).run()
+    monkeypatch.chdir(tmp_path)
+    with duckdb.connect() as connection:
+        with pytest.raises(duckdb.IOException, match=r"No files found .*speakers\.rttm"):
+            connection.execute(BLOCKS[0])
+        assert connection.execute("SELECT name FROM participants").fetchall() == [("Kim",)]
+
+
 def test_what_athena_reads_is_what_was_exported(asked: Asked) -> None:
     assert [name for name, _ in TABLES] == ["parts", "talk_time"]
     for name, columns in TABLES:
