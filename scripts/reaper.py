@@ -37,11 +37,15 @@ def end_sessions(leaders: Mapping[int, float], *, grace: float) -> None:
         time.sleep(POLL_SECONDS)
         found = _alive(found | _members(leaders))
     # A process may start another one while it is being killed: look again until none is left.
-    while found and time.monotonic() < deadline + grace:
+    # At least once, even if this process was held up for longer than the grace.
+    deadline = time.monotonic() + grace
+    while found:
         for process in found:
             _signal(process, signal.SIGKILL)
         time.sleep(POLL_SECONDS)
         found = _alive(found | _members(leaders))
+        if time.monotonic() >= deadline:
+            break
 
 
 def _members(leaders: Mapping[int, float]) -> set[psutil.Process]:

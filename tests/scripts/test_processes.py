@@ -73,7 +73,7 @@ def test_stopping_leaves_nothing_of_a_family(manner: str, tmp_path: Path) -> Non
         pids = family(log)
         assert len(pids) == 3
         assert all(alive(pid) for pid in pids)
-    assert not any(alive(pid) for pid in pids)
+    assert until(lambda: not any(alive(pid) for pid in pids))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])

@@ -2,10 +2,6 @@ from __future__ import annotations
 
 import functools
 import os
-import socket
-import subprocess
-import sys
-import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +13,7 @@ from include.archive.stores import LocalStore
 from include.archive.stores import s3 as s3_module
 from include.archive.stores.s3 import S3Store
 from tests.include.archive.support import Archive
+from tests.moto_server import moto_server
 from tests.strict_s3.process import Process
 
 if TYPE_CHECKING:
@@ -91,32 +88,10 @@ def s3(strict: Process, s3_client: Any) -> Any:
 @pytest.fixture(scope="session")
 def moto() -> Iterator[Any]:
     """A client of an S3 server by other people, which forgives more."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-    server = subprocess.Popen(
-        [sys.executable, "-c", "from moto.server import main; main()", "-H", "127.0.0.1", "-p", str(port)],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                assert server.poll() is None, "the S3 server ended"
-                assert time.monotonic() < deadline, "the S3 server does not answer"
-                time.sleep(0.05)
-        client = make_client(f"http://127.0.0.1:{port}")
+    with moto_server() as endpoint:
+        client = make_client(endpoint)
         client.create_bucket(Bucket=BUCKET)
         yield client
-    finally:
-        server.kill()
-        server.wait()
 
 
 def make_client(endpoint: str, *, agent: str = "") -> Any:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import importlib
 import inspect
 import json
 import os
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import boto3
 import pytest
-import requests
 from airflow.sdk import AssetWatcher
 
 from include.errors import CodedError
@@ -28,7 +24,7 @@ from include.provider.assets import RECALL_MEETINGS
 from include.provider.queue import RecallQueuedWebhooksOperator, SqsQueueTrigger
 from include.recall.errors import RecallConfigError
 from include.recall.webhooks import sign, signing_key
-from scripts.processes import unused_port
+from tests.moto_server import moto_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,17 +36,8 @@ STRANGER = "whsec_" + base64.b64encode(os.urandom(32)).decode()
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
-    port = unused_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-        url = f"http://127.0.0.1:{port}"
-        for _ in range(200):
-            with contextlib.suppress(requests.ConnectionError):
-                requests.get(url, timeout=5)
-                break
-            time.sleep(0.1)
+    with moto_server() as url:
         yield url
-        server.terminate()
 
 
 @pytest.fixture

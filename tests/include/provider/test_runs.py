@@ -156,7 +156,7 @@ def test_servers_that_start_the_same_run_at_once_start_it_once() -> None:
     """Both look, find nothing, and write: the database lets one of them."""
     from airflow import settings
 
-    both = threading.Barrier(2, timeout=20)
+    both = threading.Barrier(2, timeout=120)
     met = []
 
     def meet(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
