@@ -153,7 +153,7 @@ class LocalAirflow:
                 return f"Airflow's {name} ended with code {code}: see {self.logs / f'{name}.log'}"
         return None
 
-    def wait_until_healthy(self, timeout: float = 120, progress: Callable[[str], None] | None = None) -> None:
+    def wait_until_healthy(self, timeout: float = 300, progress: Callable[[str], None] | None = None) -> None:
         """Wait until the API answers and every component has reported to the database.
 
         :param timeout: seconds.
@@ -178,7 +178,7 @@ class LocalAirflow:
         # The API that tasks talk to is built at its first request, in longer than a task waits for an answer.
         self._session.get(f"{self.url}/execution/health", timeout=timeout).raise_for_status()
 
-    def wait_for_dag(self, dag_id: str, timeout: float = 60) -> None:
+    def wait_for_dag(self, dag_id: str, timeout: float = 300) -> None:
         """Wait until a Dag has been parsed, and switch it on.
 
         :param dag_id: the Dag.
@@ -210,7 +210,7 @@ class LocalAirflow:
         body = {"logical_date": None, "conf": dict(conf or {}), **({"dag_run_id": run_id} if run_id else {})}
         return str(self._request("POST", f"/dags/{dag_id}/dagRuns", body).json()["dag_run_id"])
 
-    def wait(self, dag_id: str, run_id: str, timeout: float = 120) -> dict[str, Any]:
+    def wait(self, dag_id: str, run_id: str, timeout: float = 600) -> dict[str, Any]:
         """Wait until a run has ended.
 
         :param dag_id: the Dag.
@@ -271,7 +271,7 @@ class LocalAirflow:
             if "Authorization" not in self._session.headers:
                 self._sign_in()
             for _ in range(BUSY_ATTEMPTS):
-                reply = self._session.request(method, url, json=body, timeout=30)
+                reply = self._session.request(method, url, json=body, timeout=120)
                 if reply.status_code == 401:
                     self._sign_in()
                 elif reply.status_code == 500 and "Database error" in reply.text:
@@ -287,7 +287,7 @@ class LocalAirflow:
 
     def _sign_in(self) -> None:
         login = {"username": self.login.user, "password": self.login.password}
-        reply = self._session.post(f"{self.url}/auth/token", json=login, timeout=30)
+        reply = self._session.post(f"{self.url}/auth/token", json=login, timeout=120)
         reply.raise_for_status()
         self._session.headers["Authorization"] = f"Bearer {reply.json()['access_token']}"
 
@@ -311,9 +311,9 @@ class LocalAirflow:
         command = [sys.executable, "-m", "airflow", "db", "migrate"]
         process = self._group.start("migrate", command, env=self.env, cwd=self.home, log=log)
         try:
-            code = process.wait(timeout=120)
+            code = process.wait(timeout=300)
         except subprocess.TimeoutExpired:
-            raise LocalAirflowError(f"the database was not ready after 120 s: see {log}") from None
+            raise LocalAirflowError(f"the database was not ready after 300 s: see {log}") from None
         if code:
             raise LocalAirflowError(f"the database could not be prepared: see {log}")
         self._group.forget("migrate")

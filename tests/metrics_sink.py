@@ -41,7 +41,7 @@ class StatsdSink:
         """Wait until all that was sent before has been read, then end."""
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as last:
             last.sendto(b"", ("127.0.0.1", self.port))
-        self._thread.join(10)
+        self._thread.join(120)
 
     def ours(self, kind: str) -> dict[str, list[float]]:
         """Return the values of our own metrics by name.

@@ -13,6 +13,8 @@ from tests.chaos import campaign
 from tests.chaos.campaign import Result, Tally
 from tests.chaos.schedule import KINDS, Schedule, plan
 
+pytestmark = pytest.mark.timeout(1500)
+
 SELECTION = {
     "file": [
         "A01 401",
@@ -66,7 +68,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
         schedule.seed = number
     results: list[Result] = []
     folder = tmp_path_factory.mktemp("chaos")
-    campaign.play_all(iter(schedules), 2, folder, results.append, time.monotonic() + 240)
+    campaign.play_all(iter(schedules), 2, folder, results.append, time.monotonic() + 1200)
     return {result.schedule.first: result for result in results}
 
 

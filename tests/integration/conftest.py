@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import boto3
@@ -18,7 +21,6 @@ from scripts.processes import unused_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 API_KEY = "canary-api-key-5f3b1c"
 STORAGE_SECRET = "canary-storage-secret-9d2e"
@@ -44,9 +46,9 @@ def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     ) as server:
         endpoint = f"http://127.0.0.1:{port}"
         try:
-            for _ in range(100):
+            while server.poll() is None:
                 try:
-                    requests.get(endpoint, timeout=1)
+                    requests.get(endpoint, timeout=60)
                     break
                 except requests.RequestException:
                     time.sleep(0.1)
@@ -91,6 +93,8 @@ def airflow(
         "AIRFLOW_CONN_AWS_DEFAULT": json.dumps(aws),
         "AIRFLOW_VAR_RECALL_POLL_SECONDS": "1",
         "AIRFLOW_VAR_RECALL_REQUEST_SHARE": "100",
+        # On a Sunday, Airflow would start the run of that night as soon as the Dag is switched on.
+        "AIRFLOW_VAR_RECALL_VERIFY_SCHEDULE": "off",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"admin:admin,{VIEWER}:viewer",
     }
     # DEBUG, so that whatever a library may log is in the logs that are searched for secrets.
@@ -107,6 +111,15 @@ def viewer(airflow: LocalAirflow) -> dict[str, str]:
     login = {"username": VIEWER, "password": passwords[VIEWER]}
     reply = requests.post(f"{airflow.url}/auth/token", json=login, timeout=30)
     return {"Authorization": f"Bearer {reply.json()['access_token']}"}
+
+
+def files_below(root: Path) -> Iterator[tuple[Path, bytes]]:
+    """Read all files of a folder in which somebody works: a database's journal comes and goes."""
+    for folder, _, names in os.walk(root):
+        for path in (Path(folder, name) for name in names):
+            with contextlib.suppress(FileNotFoundError):
+                if path.is_file():
+                    yield path, path.read_bytes()
 
 
 def set_archive(airflow: LocalAirflow, uri: str) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from include.simulator.process import RunningSimulator
     from scripts.local_airflow import LocalAirflow
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 
 
 def test_the_form_has_the_type_and_its_fields(airflow: LocalAirflow) -> None:

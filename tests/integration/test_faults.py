@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from include.simulator.process import RunningSimulator
     from scripts.local_airflow import LocalAirflow
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 
 SCHEDULES: dict[str, Callable[[World, random.Random], None]] = {
     "task killed": airflow_faults.kill_task_in_transfer,

@@ -62,7 +62,7 @@ def test_two_saboteurs_are_caught(tmp_path: Path) -> None:
     assert len(chosen) == 2
     for saboteur in chosen:
         before = (copy / saboteur.file).read_bytes()
-        assert run.judge(saboteur, copy).word == "caught", saboteur.id
+        assert run.judge(saboteur, copy, timeout=600).word == "caught", saboteur.id
         assert (copy / saboteur.file).read_bytes() == before
 
 
