@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from scripts.local_airflow import LocalAirflow
 
 pytest.importorskip("aiobotocore")
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 
 DAG = "archive_meeting"
 WATCHER = "example_archive_from_queue"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from include.simulator.process import RunningSimulator
     from scripts.local_airflow import LocalAirflow
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 
 LONG_AGO = "2026-03-04T09:55:00+00:00"
 EMAIL = "canary.ada@example.com"

@@ -20,7 +20,7 @@ from scripts.local_airflow import LocalAirflow
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 
 DAG = "sweep_recordings"
 DOCS = Path(__file__).resolve().parents[2] / "docs/sweep.md"
@@ -78,7 +78,7 @@ def runs(airflow: LocalAirflow, dag_id: str) -> dict[str, str]:
 
 
 def wait_until_quiet(airflow: LocalAirflow, dag_id: str, but_for: str = "") -> None:
-    end = time.monotonic() + 240
+    end = time.monotonic() + 600
     while {state for one, state in runs(airflow, dag_id).items() if one != but_for} & {"queued", "running"}:
         assert time.monotonic() < end, runs(airflow, dag_id)
         time.sleep(0.5)
@@ -96,7 +96,7 @@ def test_it_runs_by_itself_and_leaves_to_people_what_is_theirs(
     sweeping: LocalAirflow, recall: RunningSimulator
 ) -> None:
     sweeping.wait_for_dag(DAG)
-    end = time.monotonic() + 60
+    end = time.monotonic() + 600
     while not runs(sweeping, DAG):
         assert time.monotonic() < end
         time.sleep(0.5)
@@ -111,7 +111,7 @@ def test_it_runs_by_itself_and_leaves_to_people_what_is_theirs(
     recordings = [{"artifacts": SMALL, "starts": 0, "ends": 1}]
     waiting = recall.add_meeting(live=True, timeline=in_call, recordings=recordings)
     person = sweeping.trigger("archive_meeting", {"bot_id": waiting["bot_id"]})
-    end = time.monotonic() + 60
+    end = time.monotonic() + 600
     while "deferred" not in {one["state"] for one in sweeping.task_instances("archive_meeting", person)}:
         assert time.monotonic() < end
         time.sleep(0.3)
@@ -170,7 +170,7 @@ def test_the_commands_of_the_page(sweeping: LocalAirflow, recall: RunningSimulat
     for words in commands():
         before = runs(sweeping, DAG)
         command = [sys.executable, "-m", *words]
-        ran = subprocess.run(command, env=sweeping.env, cwd=sweeping.home, capture_output=True, text=True, timeout=120)
+        ran = subprocess.run(command, env=sweeping.env, cwd=sweeping.home, capture_output=True, text=True, timeout=600)
         assert ran.returncode == 0, ran.stdout + ran.stderr
         time.sleep(1)
         wait_until_quiet(sweeping, DAG)

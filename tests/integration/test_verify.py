@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from include.simulator.process import RunningSimulator
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 
 DAG = "verify_archive"
 
@@ -36,7 +36,7 @@ def recordings(airflow: LocalAirflow, simulator: RunningSimulator, own_archive: 
     """Three recordings of three days, archived."""
     found = [simulator.add_meeting(created_at=f"2026-03-0{day}T09:55:00+00:00") for day in (4, 5, 6)]
     runs = [airflow.trigger("archive_meeting", {"bot_id": one["bot_id"]}) for one in found]
-    assert [airflow.wait("archive_meeting", run, 240)["state"] for run in runs] == ["success"] * 3
+    assert [airflow.wait("archive_meeting", run)["state"] for run in runs] == ["success"] * 3
     return [one["recordings"][0] for one in found]
 
 
@@ -65,7 +65,7 @@ def flip(path: Path) -> None:
 
 def verify(airflow: LocalAirflow, **conf: Any) -> tuple[str, str]:
     run_id = airflow.trigger(DAG, conf)
-    return run_id, airflow.wait(DAG, run_id, 240)["state"]
+    return run_id, airflow.wait(DAG, run_id)["state"]
 
 
 def test_damage_is_repaired_and_reported(

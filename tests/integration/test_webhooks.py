@@ -17,7 +17,7 @@ import pytest
 import requests
 
 from include.recall.webhooks import sign, signing_key
-from tests.integration.conftest import WEBHOOK_SECRET
+from tests.integration.conftest import WEBHOOK_SECRET, files_below
 from tests.load.webhooks import Client, Outcome, count_of, play_forged, play_mixed, play_replays
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from include.simulator.process import RunningSimulator
     from scripts.local_airflow import LocalAirflow
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 
 DAG = "archive_meeting"
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,7 +53,7 @@ def meeting(simulator: RunningSimulator, **more: Any) -> tuple[str, str]:
     return ids["bot_id"], ids["recordings"][0]["id"]
 
 
-def wait(condition: Callable[[], bool], seconds: float = 120) -> None:
+def wait(condition: Callable[[], bool], seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -202,4 +202,4 @@ def test_the_commands_of_the_documentation(airflow: LocalAirflow) -> None:
 
 def test_the_secret_is_nowhere(airflow: LocalAirflow) -> None:
     needle = WEBHOOK_SECRET.removeprefix("whsec_").encode()
-    assert [str(path) for path in airflow.home.rglob("*") if path.is_file() and needle in path.read_bytes()] == []
+    assert [str(path) for path, data in files_below(airflow.home) if needle in data] == []

@@ -94,7 +94,7 @@ def play(simulator: RunningSimulator, meetings: int, workers: int, share: float,
     began = time.time()
     triggers, last = [], 0.0
     for _ in range(meetings):
-        ends = rest + draw.uniform(0, spread) - (time.time() - began)
+        ends = max(0.0, rest + draw.uniform(0, spread) - (time.time() - began))
         last = max(last, time.time() + ends + 6)
         timeline = [{"at": 0, "code": "in_call_recording"}, {"at": ends, "code": "call_ended"}]
         timeline.append({"at": ends + 2, "code": "done"})

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.timeout(1000)
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -20,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
     ids=["waiting", "finishing"],
 )
 def test_nothing_is_refused_and_nobody_is_left_out(words: tuple[str, ...]) -> None:
-    done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True, timeout=240)
+    done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "429s 0" in done.stdout
 
@@ -28,6 +30,6 @@ def test_nothing_is_refused_and_nobody_is_left_out(words: tuple[str, ...]) -> No
 def test_an_archive_heals() -> None:
     """`tests.load.bitrot` in small; the thousand bits are for those who have a minute."""
     words = ("tests.load.bitrot", "--recordings", "8", "--flips", "40", "--removed", "8", "--gone", "1")
-    done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True, timeout=240)
+    done = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("wrong: 0") == 2

@@ -54,7 +54,12 @@ def play(simulator: RunningSimulator, meetings: int, seconds: float) -> bool:
     started = time.time()
     cpu = time.process_time()
     asyncio.run(
-        triggerer.run(triggers, seconds=seconds, fired=lambda number, _: noticed.setdefault(number, time.time()))
+        triggerer.run(
+            triggers,
+            seconds=seconds,
+            fired=lambda number, _: noticed.setdefault(number, time.time()),
+            lacks=lambda: not ends.keys() <= noticed.keys(),
+        )
     )
     cpu = time.process_time() - cpu
     journal = simulator.journal()
