@@ -8,8 +8,9 @@ from contextlib import suppress
 
 __all__: tuple[str, ...] = ()  # Airflow takes everything else for a setting of its own
 
-# A deployment that is not set up for these Dags must still start.
-with suppress(ImportError):
+# A deployment that is not set up for these Dags must still start, and so must a program that begins with one of our
+# modules, in the middle of whose import this is read: what they have in each other is not there yet.
+with suppress(ImportError, AttributeError):
     import certifi
 
     import include.archive.stores

@@ -10,8 +10,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import airflow  # noqa: F401 - first, since with airflow_local_settings.py it imports the settings itself
-
 from include.provider import settings
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "settings.md"

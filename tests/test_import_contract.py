@@ -130,3 +130,10 @@ def test_tasks_are_forked_from_processes_that_have_imported_their_needs(tmp_path
     )
     environment = {"PATH": "", "PYTHONPATH": str(ROOT), "AIRFLOW_HOME": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
+
+
+@pytest.mark.parametrize("module", ["settings", "hook", "operators"])
+def test_a_program_may_begin_with_any_of_our_modules(module: str, tmp_path: Path) -> None:
+    """Airflow, which these import, then reads airflow_local_settings.py in the middle of it."""
+    environment = {"PATH": "", "PYTHONPATH": str(ROOT), "AIRFLOW_HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", f"import include.provider.{module}"], env=environment, check=True)

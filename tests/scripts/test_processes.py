@@ -34,9 +34,10 @@ print(*pids, flush=True)
 time.sleep(600)
 """
 OWNER = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from scripts.processes import ProcessGroup
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever these tests were started with, such as nohup
 group = ProcessGroup(grace=1)
 log = Path(sys.argv[1])
 group.start("family", [sys.executable, "-c", sys.argv[2], "polite"], env=os.environ, cwd=Path("/"), log=log)
@@ -80,10 +81,9 @@ def test_stopping_leaves_nothing_of_a_family(manner: str, tmp_path: Path) -> Non
 def test_nothing_outlives_an_owner_that_is_killed(number: int, tmp_path: Path) -> None:
     log = tmp_path / "family.log"
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    owner = subprocess.Popen([sys.executable, "-c", OWNER, str(log), FAMILY], env=env)
-    pids = family(log)
-    owner.send_signal(number)
-    owner.wait(timeout=60)
+    with subprocess.Popen([sys.executable, "-c", OWNER, str(log), FAMILY], env=env) as owner:
+        pids = family(log)
+        owner.send_signal(number)
     assert until(lambda: not any(alive(pid) for pid in pids))
 
 
