@@ -133,12 +133,10 @@ class World:
         from include.recall.media import MediaClient
         from include.recall.retry import RetryPolicy
 
-        policy = RetryPolicy(attempts=3, base=0.02, longest=0.1, deadline=8)
-        client = RecallClient(
-            api_key=self.simulator.api_key, base_url=self.simulator.base_url, retry=policy, read_timeout=2.0
-        )
+        policy = RetryPolicy(attempts=3, base=0.02, longest=0.1)
+        client = RecallClient(api_key=self.simulator.api_key, base_url=self.simulator.base_url, retry=policy)
         hosts = [self.simulator.media_host, self.simulator.base_url.split("://", 1)[1]]
-        media = MediaClient(allowed_hosts=hosts, retry=policy, read_timeout=2.0)
+        media = MediaClient(allowed_hosts=hosts, retry=policy)
         uri = self.folder.as_uri() if self.server is None else f"s3://{self.server.bucket}/{PREFIX}"
         return Ends(client=client, media=media, store=open_store(uri, s3_client=self._s3))
 

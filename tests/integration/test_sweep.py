@@ -107,7 +107,11 @@ def test_it_runs_by_itself_and_leaves_to_people_what_is_theirs(
     wanted = {meeting(recall) for _ in range(4)}
     elsewhere = meeting(recall, meeting_url="https://example.zoom.us/j/1")
     # The bot still records when its first recording is finished.
-    in_call = [{"at": 0, "code": "in_call_recording"}, {"at": 900, "code": "call_ended"}, {"at": 901, "code": "done"}]
+    in_call = [
+        {"at": 0, "code": "in_call_recording"},
+        {"at": 86400, "code": "call_ended"},
+        {"at": 86401, "code": "done"},
+    ]
     recordings = [{"artifacts": SMALL, "starts": 0, "ends": 1}]
     waiting = recall.add_meeting(live=True, timeline=in_call, recordings=recordings)
     person = sweeping.trigger("archive_meeting", {"bot_id": waiting["bot_id"]})

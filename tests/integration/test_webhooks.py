@@ -34,8 +34,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(autouse=True)
 def told(airflow: LocalAirflow, simulator: RunningSimulator) -> Iterator[None]:
-    """Let the simulator tell Airflow what happens, and try again soon."""
-    simulator.control("DELETE", "/webhooks")
+    """Let the simulator, which knows nothing of other tests' meetings, tell what happens, and try again soon."""
+    simulator.reset()
     tell(simulator, f"{airflow.url}/recall/webhooks")
     yield
     tell(simulator, "")
@@ -53,8 +53,8 @@ def meeting(simulator: RunningSimulator, **more: Any) -> tuple[str, str]:
     return ids["bot_id"], ids["recordings"][0]["id"]
 
 
-def wait(condition: Callable[[], bool], seconds: float = 600) -> None:
-    deadline = time.monotonic() + seconds
+def wait(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 600
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.25)
@@ -81,13 +81,11 @@ def test_a_finished_meeting_is_archived_by_one_run(
     assert list(archive.rglob(f"recording={recording_id}/manifest.json"))
     wait(lambda: any(one["status"] == 200 for one in deliveries(simulator, bot_id) if one["event"] == "bot.done"))
     statuses = Counter(one["status"] for one in deliveries(simulator, bot_id))
-    # A busy server's answer may come too late for the sender, which then sends again.
-    unanswered = statuses.pop(None, 0)
+    # A busy server's answer may come too late for the sender, or put it off; then it sends again.
+    unanswered = statuses.pop(None, 0) + statuses.pop(503, 0)
     assert set(statuses) <= {200, 202, 401}
     assert statuses[202] == 1 or unanswered
-    # Bots of other tests are told of anew, so the forged one may be theirs.
-    everything = simulator.control("GET", "/webhooks")["deliveries"]
-    assert [one["status"] for one in everything if one["fault"] == "forged"] in ([401], [None])
+    assert [one["status"] for one in deliveries(simulator, bot_id) if one["fault"] == "forged"] in ([401], [None])
     assert len(runs_of(airflow, recording_id)) == 1
 
 
@@ -98,10 +96,12 @@ def test_a_run_that_waits_for_the_bot_is_not_doubled(airflow: LocalAirflow, simu
     wait(
         lambda: waiting.items() <= {one["task_id"]: one["state"] for one in airflow.task_instances(DAG, run_id)}.items()
     )
+    # The trigger hears of the end after the webhooks were taken: it can't have ended the run before.
+    simulator.add_faults({"origin": "api", "times": None, "action": {"status": 503}})
     simulator.advance(3600)
-    wait(
-        lambda: "audio_separate.done" in {one["event"] for one in deliveries(simulator, bot_id) if one["status"] == 200}
-    )
+    starting = {"recording.done", "audio_separate.done"}
+    wait(lambda: starting <= {one["event"] for one in deliveries(simulator, bot_id) if one["status"] == 200})
+    simulator.control("DELETE", "/faults")
     assert airflow.wait(DAG, run_id)["state"] == "success"
     assert runs_of(airflow, recording_id) == []
 
@@ -123,7 +123,14 @@ def test_what_comes_while_the_dag_is_paused_comes_again(airflow: LocalAirflow, s
         assert runs_of(airflow, recording_id) == []
     finally:
         airflow.patch(f"/dags/{DAG}", {"is_paused": False})
-    assert {one["status"] for one in deliveries(simulator, bot_id) if one["event"].startswith("bot.")} == {200}
+
+    def about_the_bot() -> list[dict[str, Any]]:
+        return [one for one in deliveries(simulator, bot_id) if one["event"].startswith("bot.")]
+
+    events = {one["event"] for one in about_the_bot()}
+    assert events
+    wait(lambda: {one["event"] for one in about_the_bot() if one["status"] == 200} == events)
+    assert {one["status"] for one in about_the_bot()} <= {200, None}
     wait(lambda: 202 in {one["status"] for one in deliveries(simulator, bot_id)})
     assert airflow.wait(DAG, f"recording__{recording_id}")["state"] == "success"
 
@@ -173,8 +180,11 @@ def test_little_forged_traffic_and_few_replays(airflow: LocalAirflow) -> None:
 
     forged, replays, genuine, others = asyncio.run(play())
     assert forged.statuses == {401: 600}
-    assert replays.statuses == {202: 1, 200: 60}
-    assert (genuine.statuses, others.accepted) == ({202: 1, 200: 49}, 0)
+    # Where starting the run took a busy server too long, it was put off and found started at the next attempt.
+    for outcome, count in ((replays, 61), (genuine, 50)):
+        assert set(outcome.statuses) <= {200, 202}
+        assert (outcome.accepted, outcome.statuses[202] <= 1) == (count, True)
+    assert others.accepted == 0
     assert count_of(airflow) - before == 2
     for recording_id in ("replayed", "mixed-0"):
         # Nothing of the sort is at the source.
@@ -194,7 +204,7 @@ def test_the_commands_of_the_documentation(airflow: LocalAirflow) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = {**airflow.env, "PATH": path, "RECALL_API_KEY": "from-the-documentation"}
     for command in commands:
-        done = subprocess.run(["bash", "-c", command], env=env, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(["bash", "-c", command], env=env, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr[-2000:]
     kept = airflow.get("/connections/recall_default")
     assert (kept["conn_type"], "webhook_secrets" in kept["extra"]) == ("recall", True)

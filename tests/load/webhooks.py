@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 DAG = "archive_meeting"
 HOOKS = "/recall/webhooks"
+ATTEMPTS = 60
 Headers = dict[str, str]
 
 
@@ -127,6 +128,14 @@ class Client:
             self._idle.append((reader, writer))
         return int(answer[9:12])
 
+    async def send(self, headers: Headers, body: bytes) -> int:
+        """Send one request until there is an answer that does not put it off, as Recall does."""
+        for _ in range(ATTEMPTS):
+            if (status := await self.post(headers, body)) not in (0, 503):
+                break
+            await asyncio.sleep(1)
+        return status
+
     async def close(self) -> None:
         for _, writer in self._idle:
             writer.close()
@@ -158,7 +167,7 @@ async def closed_loop(client: Client, sent: list[tuple[Headers, bytes]], at_once
     async def work() -> None:
         for headers, body in left:
             began = time.monotonic()
-            outcome.statuses[await client.post(headers, body)] += 1
+            outcome.statuses[await client.send(headers, body)] += 1
             outcome.seconds.append(time.monotonic() - began)
 
     await asyncio.gather(*(work() for _ in range(at_once)))
@@ -208,11 +217,11 @@ async def play_mixed(
     async def send_genuine(number: int) -> int:
         starts = number % start_every == 0
         body = event(f"{tag}-{number}", f"bot-{number}", "recording.done" if starts else "bot.in_call_recording")
-        return await client.post(signed(body, key, f"msg_{tag}_{number}"), body)
+        return await client.send(signed(body, key, f"msg_{tag}_{number}"), body)
 
     async def send_forged(_: int) -> int:
         _, headers, body = next(made)
-        return await client.post(headers, body)
+        return await client.send(headers, body)
 
     both = await asyncio.gather(open_loop(genuine, seconds, send_genuine), open_loop(forged, seconds, send_forged))
     return both[0], both[1]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 PARTS_OF_THE_PROJECT = ("Makefile", "dags", "include", "plugins", "requirements", "requirements.txt", "scripts")
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_make_run_archives_a_meeting_and_leaves_no_process(checkout: Path) -> No
         stderr=subprocess.STDOUT,
         encoding="utf-8",
     )
-    watchdog = threading.Timer(200, process.kill)
+    watchdog = threading.Timer(900, process.kill)
     watchdog.start()
     try:
         output = "".join(read_until(process, "stays up"))
@@ -106,9 +106,9 @@ def test_make_run_archives_a_meeting_and_leaves_no_process(checkout: Path) -> No
         assert processes_of(checkout)
     finally:
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
+        process.communicate(timeout=300)
         watchdog.cancel()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while processes_of(checkout) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert processes_of(checkout) == []
@@ -116,7 +116,13 @@ def test_make_run_archives_a_meeting_and_leaves_no_process(checkout: Path) -> No
 
 def second_run(checkout: Path) -> str:
     result = subprocess.run(
-        ["make", "run"], cwd=checkout, env=environment(), capture_output=True, encoding="utf-8", timeout=60, check=False
+        ["make", "run"],
+        cwd=checkout,
+        env=environment(),
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+        check=False,
     )
     assert result.returncode == 2
     return result.stderr
