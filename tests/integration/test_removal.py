@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.at_rest import at_rest
 from tests.chaos import oracle
 
 if TYPE_CHECKING:
@@ -195,9 +196,10 @@ def test_the_commands_of_the_docs(airflow: LocalAirflow, dag: str) -> None:
     assert commands
     for command in commands:
         words = shlex.split(command)
-        subprocess.run(
-            [sys.executable, "-m", *words], env=airflow.env, cwd=airflow.home, check=True, capture_output=True
-        )
+        with at_rest(airflow):
+            subprocess.run(
+                [sys.executable, "-m", *words], env=airflow.env, cwd=airflow.home, check=True, capture_output=True
+            )
     new = by_hand(airflow, dag) - before
     assert len(new) == len(commands)
     for run_id in new:

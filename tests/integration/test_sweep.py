@@ -16,6 +16,7 @@ import pytest
 
 from include.simulator.process import RunningSimulator, running_simulator
 from scripts.local_airflow import LocalAirflow
+from tests.at_rest import at_rest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -174,7 +175,10 @@ def test_the_commands_of_the_page(sweeping: LocalAirflow, recall: RunningSimulat
     for words in commands():
         before = runs(sweeping, DAG)
         command = [sys.executable, "-m", *words]
-        ran = subprocess.run(command, env=sweeping.env, cwd=sweeping.home, capture_output=True, text=True, timeout=600)
+        with at_rest(sweeping):
+            ran = subprocess.run(
+                command, env=sweeping.env, cwd=sweeping.home, capture_output=True, text=True, timeout=600
+            )
         assert ran.returncode == 0, ran.stdout + ran.stderr
         time.sleep(1)
         wait_until_quiet(sweeping, DAG)

@@ -17,6 +17,7 @@ import pytest
 import requests
 
 from include.recall.webhooks import sign, signing_key
+from tests.at_rest import at_rest
 from tests.integration.conftest import WEBHOOK_SECRET, files_below
 from tests.load.webhooks import Client, Outcome, count_of, play_forged, play_mixed, play_replays
 
@@ -204,7 +205,8 @@ def test_the_commands_of_the_documentation(airflow: LocalAirflow) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = {**airflow.env, "PATH": path, "RECALL_API_KEY": "from-the-documentation"}
     for command in commands:
-        done = subprocess.run(["bash", "-c", command], env=env, capture_output=True, text=True, timeout=600)
+        with at_rest(airflow):
+            done = subprocess.run(["bash", "-c", command], env=env, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr[-2000:]
     kept = airflow.get("/connections/recall_default")
     assert (kept["conn_type"], "webhook_secrets" in kept["extra"]) == ("recall", True)
