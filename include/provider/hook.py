@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from include.provider import settings
 from include.provider.metrics import SERVICES, TASKS, ApiCalls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from airflow.sdk import Connection
 
@@ -53,11 +54,12 @@ class RecallHook(BaseHook):
     def get_conn(self) -> RecallClient:
         """Return the API client; one per hook.
 
-        :raises RecallConfigError: the connection lacks a key, or names no known region and no host.
+        :raises RecallConfigError: there is no such connection, it lacks a key, or it names no known region and no host.
         """
         if self._client is None:
             if self._connection is None:
-                self._connection = self.get_connection(self.recall_conn_id)
+                with _explained(self.recall_conn_id):
+                    self._connection = self.get_connection(self.recall_conn_id)
             observer = ApiCalls(TASKS)
             self._client = client_of(
                 self._connection, settings.REQUEST_SHARE.get, patience=TURN_SECONDS, observer=observer
@@ -74,7 +76,8 @@ class RecallHook(BaseHook):
         from include.recall.retry import RetryPolicy
 
         # It comes back to everything by itself, so it neither tries again nor queues for long.
-        connection = await self.aget_connection(self.recall_conn_id)
+        with _explained(self.recall_conn_id):
+            connection = await self.aget_connection(self.recall_conn_id)
         once = RetryPolicy(attempts=1, deadline=30.0)
         client = client_of(connection, request_share, retry=once, observer=ApiCalls(SERVICES))
         return Poller(client, request_share)
@@ -114,6 +117,26 @@ class RecallHook(BaseHook):
     def dashboard_url(self, bot_id: str) -> str:
         """Return the address of a bot's page in Recall's dashboard."""
         return f"{self.get_conn().base_url}/dashboard/explorer/bot/{bot_id}"
+
+
+@contextmanager
+def _explained(conn_id: str) -> Iterator[None]:
+    """Say what a connection that isn't there has to hold; Airflow only says that it isn't defined.
+
+    It may be tried again: a secrets backend that doesn't answer looks the same.
+    """
+    from airflow.sdk.exceptions import AirflowNotFoundException
+
+    try:
+        yield
+    except AirflowNotFoundException:
+        from include.recall.errors import RecallConfigError
+
+        raise RecallConfigError(
+            f"there is no Airflow connection {conn_id}: make one of type recall, with the API key as its password and "
+            "the key's region as extra.region",
+            permanent=False,
+        ) from None
 
 
 def client_of(connection: Connection, share: float | Callable[[], float], **options: Any) -> RecallClient:

@@ -246,6 +246,7 @@ class RecallRecordingSensor(BaseSensorOperator):
             store = get_store(self.aws_conn_id)
             folder = find(store, self.recording_id)
             if folder is not None:
+                self.log.warning("%s. Recording %s is archived, so this is passed over", error, self.recording_id)
                 problem = {"code": error.code, "message": error.message}
                 return [{"recording_id": self.recording_id, "bot_id": None, "folder": folder, "problem": problem}]
         raise error

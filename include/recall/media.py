@@ -371,7 +371,7 @@ class MediaClient:
         scheme, host, port, _ = target
         if scheme != "https" and not self._is_allowed(host, port):
             raise RecallHostNotAllowedError(
-                f"media host {host}:{port} without TLS is not allowed; if it is yours, add it to the media hosts"
+                f"media host {host}:{port} without TLS is not allowed; if it is yours, add it to media_hosts"
             )
         return f"{host}:{port}"
 
@@ -411,7 +411,10 @@ class PartSource:
             if offset > self._refreshed_at:
                 self._refreshes, self._refreshed_at = 0, offset
             if self._refreshes >= self._max_refreshes:
-                raise RecallMediaForbiddenError(f"refused with {self._refreshes} fresh links in a row too: {refusal}")
+                raise RecallMediaForbiddenError(
+                    f"refused with {self._refreshes} fresh links in a row too: {refusal}; see in Recall's dashboard "
+                    "whether it plays there"
+                )
             self._link = self._refresh()
             self._refreshes += 1
 
@@ -423,7 +426,7 @@ class _Vetting(HTTPConnection):
         if not self.is_allowed(host, port) and not all(is_public(address) for address in addresses):
             raise RecallHostNotAllowedError(
                 f"media host {host[:253]!r} is not allowed: it has an address that is not public; "
-                "if it is yours, add it to the media hosts"
+                "if it is yours, add it to media_hosts"
             )
 
 

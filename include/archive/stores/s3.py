@@ -550,9 +550,13 @@ class S3Store:
                 f"{operation} {self.uri(key)}: the store only redirects; check its region and endpoint"
             ) from None
         except BotoCoreError as error:
-            name = type(error).__name__
-            kind = StorageDeniedError if name in _NO_CREDENTIALS else StorageUnavailableError
-            raise kind(f"{operation} {self.uri(key)}: {name}") from error
+            name, doing = type(error).__name__, f"{operation} {self.uri(key)}"
+            if name in _NO_CREDENTIALS:
+                raise StorageDeniedError(
+                    f"{doing}: no usable credentials ({name}); give the store's connection a login and a password, "
+                    "or the machine a role"
+                ) from error
+            raise StorageUnavailableError(f"{doing}: {name}") from error
 
 
 class S3Writer:

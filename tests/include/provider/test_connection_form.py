@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
@@ -7,13 +8,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
+from airflow.sdk.exceptions import AirflowNotFoundException
 
 from include.provider import connection_test
 from include.provider.hook import RecallHook
 from include.recall import regions
+from include.recall.errors import RecallConfigError
 from include.recall.regions import REGIONS
 
 if TYPE_CHECKING:
@@ -53,6 +56,24 @@ def test_the_provider_has_the_projects_version() -> None:
     metadata = (PROJECT / "recall_audio_archive.dist-info" / "METADATA").read_text("utf-8")
     project = (PROJECT / "pyproject.toml").read_text("utf-8")
     assert re.findall(r"(?m)^Version: (.+)$", metadata) == re.findall(r'(?m)^version = "(.+)"$', project)
+
+
+def test_a_connection_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(conn_id: str) -> NoReturn:
+        raise AirflowNotFoundException(f"The conn_id `{conn_id}` isn't defined")
+
+    async def missing_soon(conn_id: str) -> NoReturn:
+        missing(conn_id)
+
+    hook = RecallHook("recall_other")
+    monkeypatch.setattr(hook, "get_connection", missing)
+    monkeypatch.setattr(hook, "aget_connection", missing_soon)
+    with pytest.raises(RecallConfigError, match="recall_other") as caught:
+        hook.get_conn()
+    with pytest.raises(RecallConfigError, match="recall_other"):
+        asyncio.run(hook.aget_poller(1))
+    assert caught.value.code == "bad_config"
+    assert not caught.value.permanent, "a secrets backend that doesn't answer looks the same"
 
 
 def connect(monkeypatch: pytest.MonkeyPatch, **connection: Any) -> RecallHook:
