@@ -201,7 +201,7 @@ def _notifiers(text: str) -> tuple[dict[str, Any], ...]:
 def _archive_uri(text: str) -> str:
     """Take s3://bucket/prefix or file:///absolute/folder."""
     if not text.startswith(("s3://", "file:///")):
-        raise ValueError("must be s3://bucket/prefix or file:///absolute/folder")
+        raise ValueError("it begins neither with s3:// nor with file:///")
     return text
 
 
@@ -211,6 +211,7 @@ ARCHIVE_URI: Setting[str] = Setting(
     _archive_uri,
     "Where the archive is: s3://bucket/prefix or file:///absolute/folder.",
     page="s3.md",
+    secret=True,
 )
 POLL_SECONDS: Setting[float | None] = Setting(
     "recall_poll_seconds",

@@ -59,6 +59,13 @@ def test_bad_values_are_named(setting: settings.Setting[Any], text: str, monkeyp
     assert caught.value.permanent
 
 
+def test_an_archive_address_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_VAR_RECALL_ARCHIVE_URI", "https://key:canary@bucket.example")
+    with pytest.raises(BadSettingError, match="s3://bucket/prefix") as caught:
+        settings.ARCHIVE_URI.get()
+    assert "canary" not in str(caught.value)
+
+
 class Asked:
     """A supervisor that has every Variable."""
 
