@@ -27,7 +27,7 @@ from scripts.report import printable, read_recording, table
 from scripts.run_settings import RunSettings, SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from include.archive.stores import Store
 
@@ -186,7 +186,7 @@ class Run:
 
     def _print_archive(self, run_id: str) -> bool:
         """Print the table of each settled recording, and tell whether there is one and all bytes are right."""
-        folders = list(self._settled_folders(run_id))
+        folders = self._settled_folders(run_id)
         store = _store(self.settings, self.airflow.env) if folders else None
         good = bool(folders)
         for folder in folders:
@@ -200,11 +200,12 @@ class Run:
             good = good and report.verified
         return good
 
-    def _settled_folders(self, run_id: str) -> Iterator[str]:
-        for task in self.airflow.task_instances(DAG_ID, run_id):
-            if task["task_id"] == SETTLE_TASK and task["state"] == "success":
-                result = self.airflow.xcom(DAG_ID, run_id, SETTLE_TASK, map_index=task["map_index"])
-                yield result["folder"]
+    def _settled_folders(self, run_id: str) -> list[str]:
+        return [
+            self.airflow.xcom(DAG_ID, run_id, SETTLE_TASK, map_index=task["map_index"])["folder"]
+            for task in self.airflow.task_instances(DAG_ID, run_id)
+            if task["task_id"] == SETTLE_TASK and task["state"] == "success"
+        ]
 
     def _print_failures(self, run_id: str) -> None:
         for task in self.airflow.task_instances(DAG_ID, run_id):
@@ -223,6 +224,8 @@ class Run:
         login = self.airflow.login
         say(f"Airflow   {self.airflow.url}   user {login.user}, password {login.password}")
         say(f"This run  {self._run_url(run_id)}")
+        for folder in self._settled_folders(run_id):
+            say(f"Listen    {self.airflow.url}/recall/archive/{folder}/")
         say(f"Archive   {self.settings.archive}")
 
     def _run_url(self, run_id: str) -> str:

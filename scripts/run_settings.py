@@ -90,6 +90,8 @@ def _conf(env: Mapping[str, str], *, demo: bool) -> dict[str, str]:
     given = {name: env[name] for name in PARAMS if name in env}
     if len(given) > 1:
         raise SettingsError(f"{' and '.join(given)} are set: give exactly one of {', '.join(PARAMS)}")
+    if demo and (ids := given.keys() - {"MEETING_URL"}):
+        raise SettingsError(f"{ids.pop()} is set without RECALL_API_KEY: the demo's simulator knows nothing of yours")
     if not given and not demo:
         raise SettingsError("RECALL_API_KEY is set, but not what to archive: give BOT_ID, MEETING_URL or RECORDING_ID")
     for name, value in given.items():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -98,6 +99,8 @@ def test_make_run_archives_a_meeting_and_leaves_no_process(checkout: Path) -> No
         rows = [line for line in output.splitlines() if line.endswith(".wav")]
         assert len(rows) == 9
         assert "  NO  " not in output
+        (folder,) = re.findall(r"archived, in (\S+)", output)
+        assert re.search(rf"^Listen    http://\S+/recall/archive/{folder}/$", output, re.MULTILINE)
         assert ":8080" not in output
         assert (checkout / "archive").is_dir()
         assert oct((checkout / ".run").stat().st_mode & 0o777) == "0o700"
