@@ -180,7 +180,7 @@ def main() -> int:
     try:
         asyncio.run(_serve(arguments))
     except OSError as error:
-        print(f"cannot listen: {error}", file=sys.stderr)
+        print(f"cannot listen: {error}; --port and --media-port choose others, 0 takes a free one", file=sys.stderr)
         return 1
     return 0
 

@@ -111,6 +111,7 @@ def test_a_taken_port_is_reported(simulator: Any) -> None:
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 1
     assert ended.stderr.startswith("cannot listen: ")
+    assert "--port" in ended.stderr
 
 
 def test_webhooks_by_the_command_line(simulator: Any) -> None:
