@@ -176,7 +176,9 @@ class Visit:
         begin, end = (
             float(self.page.locator("[data-begin]").get_attribute(f"data-{x}") or 0) for x in ("begin", "end")
         )
-        box = (place or self.page.locator(".seek")).bounding_box()
+        place = place or self.page.locator(".seek")
+        place.scroll_into_view_if_needed()  # the mouse can't reach what is out of sight
+        box = place.bounding_box()
         assert box is not None
         x = box["x"] + box["width"] * (seconds - begin) / (end - begin)
         self.page.mouse.click(x, box["y"] + box["height"] / 2)
