@@ -132,11 +132,12 @@ class Run:
         what = ", ".join(f"{name} {value}" for name, value in self.settings.conf.items())
         step(f"Started {DAG_ID} for {what}")
         state = Progress(self.airflow, run_id).follow(self._check)
-        settled = self._print_archive(run_id)
+        folders = self._settled_folders(run_id)
+        verified = self._print_archive(folders)
         if state != "success":
             self._print_failures(run_id)
-        self._print_addresses(run_id)
-        return 0 if state == "success" and settled else 1
+        self._print_addresses(run_id, folders)
+        return 0 if state == "success" and verified else 1
 
     def stay_up(self) -> None:
         """Keep everything running until somebody stops it or a component ends."""
@@ -184,9 +185,8 @@ class Run:
                 path = f"/dags/{DAG_ID}/dagRuns/{quote(run['dag_run_id'], safe='')}"
                 self.airflow.patch(path, {"state": "failed"})
 
-    def _print_archive(self, run_id: str) -> bool:
+    def _print_archive(self, folders: list[str]) -> bool:
         """Print the table of each settled recording, and tell whether there is one and all bytes are right."""
-        folders = self._settled_folders(run_id)
         store = _store(self.settings, self.airflow.env) if folders else None
         good = bool(folders)
         for folder in folders:
@@ -220,11 +220,11 @@ class Run:
             say(f"  Its log: {self._run_url(run_id)}/tasks/{_task_path(task)}")
         say("")
 
-    def _print_addresses(self, run_id: str) -> None:
+    def _print_addresses(self, run_id: str, folders: list[str]) -> None:
         login = self.airflow.login
         say(f"Airflow   {self.airflow.url}   user {login.user}, password {login.password}")
         say(f"This run  {self._run_url(run_id)}")
-        for folder in self._settled_folders(run_id):
+        for folder in folders:
             say(f"Listen    {self.airflow.url}/recall/archive/{folder}/")
         say(f"Archive   {self.settings.archive}")
 

@@ -25,6 +25,7 @@ os.environ["AIRFLOW__CORE__UNIT_TEST_MODE"] = "False"
 settings.register_profile(
     "steady", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
+settings.register_profile("explore", settings.get_profile("steady"), derandomize=False)
 settings.load_profile("steady")
 
 

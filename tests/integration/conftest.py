@@ -5,9 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +14,7 @@ import requests
 
 from include.simulator.process import RunningSimulator, running_simulator
 from scripts.local_airflow import LocalAirflow
-from scripts.processes import unused_port
+from tests.moto_server import moto_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,24 +34,9 @@ def simulator() -> Iterator[RunningSimulator]:
 
 
 @pytest.fixture(scope="session")
-def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    port = unused_port()
-    with subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as server:
-        endpoint = f"http://127.0.0.1:{port}"
-        try:
-            while server.poll() is None:
-                try:
-                    requests.get(endpoint, timeout=60)
-                    break
-                except requests.RequestException:
-                    time.sleep(0.1)
-            yield endpoint
-        finally:
-            server.terminate()
+def s3_endpoint() -> Iterator[str]:
+    with moto_server() as endpoint:
+        yield endpoint
 
 
 @pytest.fixture(scope="session")

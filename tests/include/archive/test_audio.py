@@ -87,7 +87,7 @@ def test_the_content_type_only_adds_to_what_the_bytes_say() -> None:
     assert sniff(bytes(range(256)), source_format="raw", content_type="text/plain") is audio.PCM
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.binary(max_size=600), st.sampled_from(["raw", "ogg", None]), st.sampled_from([None, "text/html", "audio/ogg"])
 )
@@ -100,7 +100,7 @@ def test_any_head_is_decided(head: bytes, source_format: str | None, content_typ
     assert (kind is audio.EMPTY) == (head == b"")
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.builds(PcmFormat, rate=st.integers(1, 192_000), width=st.integers(1, 4), channels=st.integers(1, 8)),
     st.binary(max_size=2000),

@@ -760,7 +760,7 @@ json_values = st.recursive(
 
 
 @given(st.lists(json_values, max_size=6), st.integers(1, 7), st.sampled_from([None, 1]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_arrays_are_decoded_whatever_the_chunks(values: list[Any], size: int, indent: int | None) -> None:
     data = json.dumps(values, indent=indent, ensure_ascii=False).encode("utf-8", "surrogatepass")
     chunks = [data[at : at + size] for at in range(0, len(data), size)]
@@ -774,7 +774,7 @@ def test_arrays_are_decoded_whatever_the_chunks(values: list[Any], size: int, in
 
 
 @given(st.binary(max_size=60) | json_values.map(lambda value: json.dumps(value).encode()), st.integers(1, 9))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_no_parts_list_breaks_the_parser(data: bytes, size: int) -> None:
     chunks = iter([data[at : at + size] for at in range(0, len(data), size)])
     try:

@@ -312,7 +312,7 @@ def paths_of(sample: Any, prefix: str = "") -> list[str]:
 
 @pytest.mark.parametrize(("cls", "sample"), PARSERS, ids=lambda one: getattr(one, "__name__", ""))
 @given(data=st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_parsers_raise_nothing_but_schema_errors(cls: Any, sample: dict[str, Any], data: st.DataObject) -> None:
     value = data.draw(json_values | st.just(...))
     if data.draw(st.booleans()):
