@@ -506,6 +506,29 @@ def test_trailers(server: Process, name: str, trailer: str, length: int | None, 
         assert "content-encoding" not in described["headers"]
 
 
+def test_a_connection_goes_on_behind_trailers(server: Process) -> None:
+    """Also where the whole is in HTTP's own chunks, as boto3 sends it over TLS: their end belongs to the body."""
+    host = urllib.parse.urlsplit(server.endpoint)
+    connection = http.client.HTTPConnection(host.hostname or "", host.port, timeout=60)
+    headers = {
+        "Content-Encoding": "aws-chunked",
+        "x-amz-trailer": "x-amz-checksum-crc32",
+        "x-amz-decoded-content-length": "9",
+        "Transfer-Encoding": "chunked",
+    }
+    body = chunked(BODY, f"x-amz-checksum-crc32:{SUMS['crc32']}")
+    for key in ("one.ogg", "two.ogg"):
+        request = Raw(server, "PUT", f"/archive/{key}", body, **headers).sign(
+            payload="STREAMING-UNSIGNED-PAYLOAD-TRAILER"
+        )
+        connection.request("PUT", request.target, iter([body]), request.headers, encode_chunked=True)
+        sock = connection.sock
+        reply = connection.getresponse()
+        assert (reply.status, reply.read(), connection.sock) == (200, b"", sock)
+    connection.close()
+    assert set(server.state()["objects"]) == {"one.ogg", "two.ogg"}
+
+
 def test_bodies_without_a_length_and_bodies_that_end_early(server: Process) -> None:
     assert put(server, b"").sign().send(Content_Length=None).status in (200, 411)
     server.reset()

@@ -238,6 +238,8 @@ class Body:
         while line := self._file.readline(1024).strip():
             name, _, value = line.decode("latin-1").partition(":")
             self.trailers[name.strip().lower()] = value.strip()
+        if self._file.read1(1):  # which also takes the end of HTTP's own chunks off the connection
+            raise S3Error("InvalidRequest", "The body goes on behind its trailers")
         if str(total) != self._decoded_length:
             raise S3Error("IncompleteBody", "The body is not as long as x-amz-decoded-content-length says")
 
