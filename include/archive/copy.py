@@ -711,13 +711,15 @@ class _Copy:
         try:
             if any(notes[name] != value for name, value in self._identity.items()):
                 return None
+            verified_by = [
+                word for word in notes.get("verified-by", "length_unverified").split(",") if word in _SOURCE_PROOFS
+            ]
             if "sha256" not in notes:
-                return self._read_again(info)
+                return self._read_again(info, verified_by)
             sha256, source_sha256, source_bytes = notes["sha256"], notes["source-sha256"], int(notes["source-bytes"])
             pcm = PcmFormat.parse(notes["pcm"]) if "pcm" in notes else None
             if not _SHA256.fullmatch(sha256) or not _SHA256.fullmatch(source_sha256) or source_bytes < 0:
                 return None
-            verified_by = [word for word in notes["verified-by"].split(",") if word in _SOURCE_PROOFS]
         except (KeyError, ValueError):
             return None
         size = source_bytes if pcm is None else _wav_bytes(pcm, source_bytes)
@@ -736,8 +738,8 @@ class _Copy:
         )
         return replace(part, crc32=notes.get("crc32") or None)
 
-    def _read_again(self, info: ObjectInfo) -> StoredPart | None:
-        """Describe an object of ours that a store took without a note of its hash, as S3 does with those of many parts.
+    def _read_again(self, info: ObjectInfo, verified_by: list[str]) -> StoredPart | None:
+        """Describe an object of ours that a store took without a note of its hash, as S3 does with what is sent on.
 
         It was published whole or not at all, by us, so its own bytes say the rest, or the store's SHA-256 of them.
         """
@@ -764,7 +766,7 @@ class _Copy:
             source_bytes,
             source_sha256,
             pcm,
-            ["content-length" if "source-bytes" in info.metadata else "length_unverified", proof],
+            [*verified_by, proof],
             action="already_present",
         )
         return replace(part, crc32=f"{crc32:08x}" if "crc32" in info.checksums else None)
@@ -810,7 +812,7 @@ class _Copy:
                 raise ContentConflictError(f"{self._store.uri(existing.key)}: the source now sends {kind.media_type}")
             flow.drain()
             return self._compared(existing.key, parts[-1])
-        notes = {**self._identity, **({} if pcm is None else {"pcm": str(pcm)})}
+        notes = {**self._identity, **({} if pcm is None else {"pcm": str(pcm)}), "verified-by": self._length_proof()}
         if length is not None:
             notes["source-bytes"] = str(length)
         if self._replaces is not None and self._replaces.key != key:
@@ -866,7 +868,7 @@ class _Copy:
         self._reader.check_stop()
         if first is not None and first.source_sha256 != digests.source_sha256:
             raise SourceChangedError("two readings of the body gave different bytes")
-        verified_by = ["length_unverified" if self._reader.length is None else "content-length"]
+        verified_by = [self._length_proof()]
         if digests.check_declared():
             verified_by.append("source-checksum")
         return self._part(
@@ -878,6 +880,9 @@ class _Copy:
             pcm,
             verified_by,
         )
+
+    def _length_proof(self) -> str:
+        return "length_unverified" if self._reader.length is None else "content-length"
 
     def _compared(self, key: str, part: StoredPart) -> StoredPart:
         """Accept the object that is already there if it holds the same bytes."""

@@ -53,8 +53,11 @@ log = logging.getLogger(__name__)
 PART_BYTES = 8 * 1024 * 1024
 """Smallest part of a multipart upload, and the largest object of unknown length that goes in a single request."""
 
-BUFFER_BYTES = 4 * 1024 * 1024
-"""Up to so many bytes, an object is held until it is complete, and its notes say what it is."""
+BUFFER_BYTES = 256 * 1024
+"""Up to so many bytes, an object is held until it is complete, and its notes say what it is.
+
+Longer ones are sent while they are read: with many streams at once, what each holds would be most of the memory.
+"""
 
 WHOLE_BYTES = 1024 * 1024 * 1024
 """Longest object that is sent in one request while it is read, and so proven by the SHA-256 that the archive wants.
