@@ -8,10 +8,10 @@ import os
 import shutil
 import socket
 import tempfile
+from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
 
 for _name in [name for name in os.environ if name.startswith(("AIRFLOW", "AWS_", "RECALL_"))]:
     del os.environ[_name]
@@ -22,11 +22,14 @@ os.environ["AIRFLOW__CORE__LOAD_EXAMPLES"] = "False"
 os.environ["AIRFLOW__CORE__UNIT_TEST_MODE"] = "False"
 
 # The same examples every time, and none of them is too slow: the machine may be busy.
-settings.register_profile(
-    "steady", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.register_profile("explore", settings.get_profile("steady"), derandomize=False)
-settings.load_profile("steady")
+with suppress(ModuleNotFoundError):  # `make test-distributed` does without
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile(
+        "steady", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.register_profile("explore", settings.get_profile("steady"), derandomize=False)
+    settings.load_profile("steady")
 
 
 @pytest.fixture(autouse=True)
