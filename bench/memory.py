@@ -19,7 +19,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 LIMIT = 256 * 2**20
-CASES = (Workload(1, 64 * 2**20), Workload(1, 2**30), Workload(1, 10 * 2**30), Workload(64, 64 * 2**20))
+CASES = (
+    Workload(1, 64 * 2**20),
+    Workload(1, 2**30),
+    Workload(1, 10 * 2**30),
+    Workload(256, 2**20),
+    Workload(64, 64 * 2**20),
+)
 
 
 @contextmanager

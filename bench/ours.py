@@ -19,20 +19,21 @@ def main() -> None:
     with open(sys.argv[1], encoding="utf-8") as file:
         work = json.load(file)
     logging.basicConfig(level=logging.ERROR)
-    from botocore.config import Config
-    from botocore.session import get_session
-
     from include.archive import copy
-    from include.archive.stores.s3 import S3Store
+    from include.archive.stores import open_store
     from include.recall.media import MediaClient, PartSource
     from include.recall.models import SignedLink
 
-    # With the settings that the amazon provider's connection has, but without boto3, which only adds to botocore's
-    # client what the engine does not use.
-    client: Any = get_session().create_client(
-        "s3", endpoint_url=work["endpoint"], verify=work["ca"], config=Config(max_pool_connections=work["workers"])
-    )
-    store = S3Store(bucket=work["bucket"], prefix="", client=client)
+    def s3_client() -> Any:
+        from botocore.config import Config
+        from botocore.session import get_session
+
+        # With the settings that the amazon provider's connection has, but without boto3, which only adds to botocore's
+        # client what the engine does not use.
+        config = Config(max_pool_connections=work["workers"])
+        return get_session().create_client("s3", endpoint_url=work["endpoint"], verify=work["ca"], config=config)
+
+    store = open_store(f"s3://{work['bucket']}", s3_client=s3_client)
     media = MediaClient(allowed_hosts=[urlsplit(work["urls"][0]).netloc], ca_bundle=work["ca"])
     wall, cpu = time.monotonic(), time.process_time()
     # Checkouts from before there was a survey look each part up by itself.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import re
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
@@ -11,7 +13,7 @@ from include.archive.stores.base import ObjectInfo, Store, Unfinished, Writer
 from include.archive.stores.local import LocalStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from mypy_boto3_s3 import S3Client
 
@@ -47,8 +49,24 @@ def open_store(uri: str, *, s3_client: Callable[[], S3Client] | None = None) -> 
             raise BadArchiveUriError("an S3 archive is addressed as s3://bucket/prefix")
         if s3_client is None:
             raise BadArchiveUriError("an S3 archive needs an S3 client")
-        # Not before it is needed: it brings botocore.
-        from include.archive.stores.s3 import S3Store
+        with _without_collections():
+            # Not before it is needed: it brings botocore.
+            from include.archive.stores.s3 import S3Store
 
-        return S3Store(bucket=netloc, prefix="/".join(segments), client=s3_client())
+            return S3Store(bucket=netloc, prefix="/".join(segments), client=s3_client())
     raise BadArchiveUriError("the archive's address begins neither with s3:// nor with file:///")
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """Look for no garbage: there is none among the objects that a client and its imports are made of.
+
+    Looking takes half of the time that a client takes, and every task of Airflow makes one.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import stat
 import subprocess
@@ -854,6 +855,24 @@ def test_good_addresses(s3: Any, tmp_path: Path) -> None:
         assert isinstance(store, LocalStore)
         assert store.uri("a.ogg") == "file:///srv/my%20archive/a.ogg"
         assert store.browse_url("dt=2026-03-04") is None
+
+
+def test_garbage_is_not_looked_for_while_a_client_is_made() -> None:
+    seen = []
+
+    def broken() -> Any:
+        seen.append(gc.isenabled())
+        raise LookupError
+
+    for is_enabled in (True, False):
+        (gc.enable if is_enabled else gc.disable)()
+        try:
+            with pytest.raises(LookupError):
+                open_store("s3://bucket", s3_client=broken)
+            seen.append(gc.isenabled())
+        finally:
+            gc.enable()
+    assert seen == [False, True, False, False]
 
 
 @pytest.mark.parametrize(
