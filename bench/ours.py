@@ -39,6 +39,7 @@ def main() -> None:
     # Checkouts from before there was a survey look each part up by itself.
     survey = getattr(copy, "survey", None)
     folders = sorted({key.rpartition("/")[0] for key in work["keys"]})
+    lanes = {"lanes": copy.Lanes(work["workers"])} if hasattr(copy, "Lanes") else {}
     known = {"shelf": survey(store, folders, tidy=True)} if survey else {}
 
     def archive(url: str, key: str, size: int) -> None:
@@ -51,6 +52,7 @@ def main() -> None:
             ids={"part-id": stem.rpartition("/")[2]},
             duration=None,
             **known,
+            **lanes,
         )
         if stored.action != "stored" or stored.bytes != size:
             raise SystemExit(f"{key}: {stored.action}, {stored.bytes} of {size} bytes")

@@ -15,10 +15,11 @@ import random
 import re
 import time
 import zlib
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from include.archive.ahead import Ahead, Lanes
 from include.archive.audio import (
     MEDIA_TYPE_OF_EXTENSION,
     SNIFF_BYTES,
@@ -71,9 +72,22 @@ MAX_BACKOFF = 8.0
 MAX_WAIT = 30.0
 """Longest pause that the source may ask for before the copy gives up and leaves it to its caller to come back."""
 
+AHEAD_BYTES = 16 * 1024 * 1024
+"""Shortest body that is fetched in ranges side by side, where its source is slow and there are lanes for it."""
+
+FAST_SOURCE = 100 * 1024 * 1024
+"""Bytes per second at which a single connection is believed to be all that it takes."""
+
+SPARE_BUFFERS = 3
+"""How many more large buffers a copy has whose bytes are sent while the next ones are read and hashed."""
+
+FEW_COPIES = 2
+"""Up to so many copies at a time, each does that; more keep the cores busy as it is."""
+
 _large_buffers: queue.SimpleQueue[bytearray | None] = queue.SimpleQueue()
 for _ in range(LARGE_BUFFERS):
     _large_buffers.put(None)
+_Done = TypeVar("_Done")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MARKER, _MARK = "archived-by", "recall-audio-archive"
 _SOURCE_PROOFS = frozenset({"content-length", "length_unverified", "source-checksum"})
@@ -95,6 +109,11 @@ class Body(Protocol):
     @property
     def etag(self) -> str | None:
         """The source's strong version mark."""
+        ...
+
+    @property
+    def takes_ranges(self) -> bool:
+        """Whether the source says that it can be asked for any range of the body."""
         ...
 
     @property
@@ -123,8 +142,12 @@ class Body(Protocol):
 class Source(Protocol):
     """Something that can be opened again and again."""
 
-    def open(self, offset: int = 0, if_match: str | None = None) -> Body:
-        """Open the body at ``offset``, provided that its version mark still is ``if_match``."""
+    def open(self, offset: int = 0, if_match: str | None = None, end: int | None = None) -> Body:
+        """Open the body at ``offset``, provided that its version mark still is ``if_match``.
+
+        :param end: where to stop reading; the whole body by default. Only asked of a body that takes ranges, and from
+            several threads at once.
+        """
         ...
 
 
@@ -132,11 +155,14 @@ class Stop:
     """Ends copies that run in other threads, also those that wait for a silent source.
 
     It takes no lock, so a signal handler may set it whatever was interrupted.
+
+    :param above: another one, which ends these copies as well.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, above: Stop | None = None) -> None:
         self._is_set = False
         self._bodies: dict[int, Body] = {}
+        self._above = above
 
     def set(self) -> None:
         """End all copies."""
@@ -146,23 +172,27 @@ class Stop:
 
     def is_set(self) -> bool:
         """Tell whether copies are to end."""
-        return self._is_set
+        return self._is_set or (self._above is not None and self._above.is_set())
 
     def wait(self, seconds: float) -> None:
         """Pause, unless and until this is set."""
         end = time.monotonic() + seconds
-        while not self._is_set and (left := end - time.monotonic()) > 0:
+        while not self.is_set() and (left := end - time.monotonic()) > 0:
             time.sleep(min(left, 0.1))
 
     def watch(self, body: Body) -> None:
         """Interrupt a body when this is set."""
         self._bodies[id(body)] = body
+        if self._above is not None:
+            self._above.watch(body)
         if self._is_set:
             body.interrupt()
 
     def forget(self, body: Body) -> None:
         """Leave a body alone that was watched."""
         self._bodies.pop(id(body), None)
+        if self._above is not None:
+            self._above.forget(body)
 
 
 @dataclass(frozen=True)
@@ -252,6 +282,7 @@ def archive_body(
     expected_sha256: str | None = None,
     replaces: ObjectInfo | None = None,
     shelf: Shelf | None = None,
+    lanes: Lanes | None = None,
     stop: Stop | None = None,
     progress: Callable[[int, int | None], None] | None = None,
     backoff: float = 0.5,
@@ -270,6 +301,7 @@ def archive_body(
     :param replaces: a damaged object whose place this body takes, and no other's; only with ``expected_sha256``.
     :param shelf: what :func:`survey` found, with ``tidy``, in a folder that this part belongs to; by default the copy
         does that for itself.
+    :param lanes: how many connections the copies of a task may have together; by default this one has one.
     :param stop: set it from another thread or a signal handler to end the copy.
     :param progress: called with bytes read and bytes in all (None when unknown), about once for each MiB.
     :param backoff: seconds before the first repetition; doubles up to 8 s.
@@ -280,6 +312,7 @@ def archive_body(
     :raises StorageError: when the store refuses.
     """
     reader = _Reader(source, stop=stop, backoff=backoff)
+    lanes = lanes or Lanes()
     copy = _Copy(
         reader,
         store,
@@ -292,10 +325,11 @@ def archive_body(
         expected_sha256=expected_sha256,
         replaces=replaces,
         shelf=shelf,
+        lanes=lanes,
         progress=progress,
     )
     try:
-        with _buffer() as buffer:
+        with lanes.one_copy(), _buffer() as buffer:
             return copy.run(buffer)
     finally:
         reader.close()
@@ -344,6 +378,7 @@ def find_stored(
         expected_sha256=None,
         replaces=None,
         shelf=shelf,
+        lanes=Lanes(),
         progress=None,
     )
     return copy.find()
@@ -352,7 +387,7 @@ def find_stored(
 class _NoSource:
     """Stands where the source must not be asked."""
 
-    def open(self, offset: int = 0, if_match: str | None = None) -> Body:
+    def open(self, offset: int = 0, if_match: str | None = None, end: int | None = None) -> Body:
         raise LookupError("there is no source here")
 
 
@@ -368,6 +403,8 @@ class _Reader:
         self._stop = stop or Stop()
         self._backoff = backoff
         self._body: Body | None = None
+        self._ahead: Ahead | None = None
+        self._may_go_ahead = True
         self.transferred = 0
         self.begin()
 
@@ -379,26 +416,105 @@ class _Reader:
         self.checksums: Mapping[str, str] = {}
         self._etag: str | None = None
         self._position = 0
+        self._end: int | None = None
         self._furthest = 0
         self._since = time.monotonic()
         self._futile = 0
         self._ended = False
+        self._reading = 0.0
 
     def close(self) -> None:
+        if self._ahead is not None:
+            ahead, self._ahead = self._ahead, None
+            self.transferred += ahead.transferred
+            ahead.close()
         if self._body is not None:
             body, self._body = self._body, None
             self._stop.forget(body)
             body.close()
+
+    def part(self, start: int, end: int, stop: Stop | None = None) -> _Reader:
+        """Return a reader of a range of this very body.
+
+        :param stop: ends it, instead of what ends this one.
+        """
+        one = _Reader(self._source, stop=stop or self._stop, backoff=self._backoff)
+        one.length, one._etag = self.length, self._etag
+        one._position = one._furthest = start
+        one._end = end
+        return one
+
+    def is_worth_going_ahead(self) -> bool:
+        """Tell whether the rest of the body would come sooner on several connections, and can."""
+        if not self._may_go_ahead or self._body is None or not self._body.takes_ranges:
+            return False
+        is_slow = self._position < FAST_SOURCE * self._reading
+        return self._etag is not None and self.length is not None and self.length >= AHEAD_BYTES and is_slow
+
+    def go_ahead(self, lanes: Lanes) -> None:
+        """Read the rest in ranges, on as many connections as there are lanes."""
+        start, end = self._position, self.length or 0
+        self.close()
+        stop = Stop(above=self._stop)
+        self._ahead = Ahead(lanes, lambda first, last: self.part(first, last, stop), stop.set, start, end)
+
+    @property
+    def is_ahead(self) -> bool:
+        """Tell whether the body is read in ranges; chunks can be kept then."""
+        return self._ahead is not None
+
+    def read(self, buffer: memoryview, most: int | None = None) -> memoryview:
+        """Return the next bytes, in ``buffer`` or in memory of another's, which stay until the next are asked for."""
+        if self._ahead is None:
+            return buffer[: self.readinto(buffer[:most])]
+        self.check_stop()
+        try:
+            chunk = self._ahead.read(most)
+        except _Restart:
+            self.begin_without_ranges()
+            raise
+        self._position += len(chunk)
+        return chunk
+
+    def begin_without_ranges(self) -> None:
+        """Go back to the first byte, since what was promised of ranges doesn't hold."""
+        self._may_go_ahead = False
+        self.begin()
+
+    def keep(self) -> Callable[[], None]:
+        """See :meth:`Ahead.keep`."""
+        return self._ahead.keep() if self._ahead is not None else lambda: None
+
+    def ready(self) -> None:
+        """Open the body, if that was not done yet."""
+        self._patiently(self._opened)
 
     def readinto(self, buffer: memoryview) -> int:
         """Read some bytes; 0 only at the end of a body that is as long as it said.
 
         :raises _Restart: when the source could only begin again.
         """
-        while not self._ended:
+        if self._end is not None:
+            buffer = buffer[: self._end - self._position]
+            self._ended = not buffer
+        if self._ended:
+            return 0
+        count = self._patiently(lambda: self._read_some(buffer))
+        self._position += count
+        self.transferred += count
+        self._ended = count == 0
+        # Only new ground that comes at a decent pace counts: neither a source that always breaks at the same place
+        # nor one that yields a few bytes each time must be asked for ever.
+        now = time.monotonic()
+        if self._position - self._furthest > LOWEST_PACE * (now - self._since):
+            self._furthest, self._since, self._futile = self._position, now, 0
+        return count
+
+    def _patiently(self, do: Callable[[], _Done]) -> _Done:
+        while True:
             self.check_stop()
             try:
-                count = self._read_some(buffer)
+                return do()
             except CodedError as error:
                 self.close()
                 self.check_stop()
@@ -406,22 +522,11 @@ class _Reader:
                 if error.permanent or self._futile >= MAX_FUTILE_ATTEMPTS:
                     raise
                 self.wait(error, self._futile)
-                continue
-            self._position += count
-            self.transferred += count
-            self._ended = count == 0
-            # Only new ground that comes at a decent pace counts: neither a source that always breaks at the same place
-            # nor one that yields a few bytes each time must be asked for ever.
-            now = time.monotonic()
-            if self._position - self._furthest > LOWEST_PACE * (now - self._since):
-                self._furthest, self._since, self._futile = self._position, now, 0
-            return count
-        return 0
 
     def _read_some(self, buffer: memoryview) -> int:
-        if self._body is None:
-            self._body = self._open()
-        count = self._body.readinto(buffer)
+        body, begun = self._opened(), time.monotonic()
+        count = body.readinto(buffer)
+        self._reading += time.monotonic() - begun
         if self.length is not None:
             if count == 0 and self._position < self.length:
                 raise SourceCutError(f"the body ended after {self._position} of {self.length} bytes")
@@ -429,11 +534,17 @@ class _Reader:
                 raise SourceCutError(f"the body went on after the {self.length} bytes that it declared")
         return count
 
+    def _opened(self) -> Body:
+        if self._body is None:
+            self._body = self._open()
+        return self._body
+
     def _open(self) -> Body:
         # Without a version mark nothing says that the rest would belong to the same body.
         offset = self._position if self._etag else 0
-        body = self._source.open(offset=offset, if_match=self._etag if offset else None)
-        if body.offset == 0:
+        place = {} if self._end is None else {"end": self._end}
+        body = self._source.open(offset=offset, if_match=self._etag if offset else None, **place)
+        if self._end is None and body.offset == 0:
             self.length, self._etag = body.length, body.etag
             self.content_type, self.checksums = body.content_type, dict(body.checksums)
             self._stop.watch(body)
@@ -447,6 +558,8 @@ class _Reader:
             self._stop.watch(body)
             return body
         body.close()
+        if self._end is not None:
+            raise _Restart
         self._etag = None
         raise SourceChangedError("the source went on with another body, or at another place, than was asked for")
 
@@ -549,6 +662,7 @@ class _Flow:
     :param header: what is put in front of the body.
     :param size: of all that is stored, where known.
     :param check: called with the hashes when all is read; raises what forbids to store it.
+    :param spares: how many more buffers like ``view`` there may be, so that chunks can be kept.
     :param progress: see :func:`archive_body`.
     """
 
@@ -561,6 +675,7 @@ class _Flow:
         header: bytes = b"",
         size: int | None = None,
         check: Callable[[_Digests], object] = lambda digests: None,
+        spares: int = 0,
         progress: Callable[[int, int | None], None] | None = None,
     ) -> None:
         self.digests = _Digests(header=header, declared=reader.checksums)
@@ -574,6 +689,11 @@ class _Flow:
         self._check = check
         self._progress = progress
         self._reported = 0
+        self._spares_left = spares
+        self._spares: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
+        self._is_in_view = False
+        self.is_ahead = reader.is_ahead
+        self.can_keep = self.is_ahead or spares > 0
         self._marked: tuple[_Digests, int] | None = None
 
     def chunks(self, count: int | None = None) -> Iterator[memoryview]:
@@ -588,6 +708,36 @@ class _Flow:
             yield chunk
         if self.digests.stored_bytes == self._size and self._next(1):
             raise SourceCutError(f"the body went on after the {self._size} bytes that it was to have")
+
+    def keep(self) -> Callable[[], None]:
+        """See :meth:`include.archive.stores.base.Flow.keep`."""
+        if not self._is_in_view:
+            return self._reader.keep()
+        if self.is_ahead:
+            return lambda: None  # what was read before the ranges; nothing else is ever read there
+        kept = self._view
+        if self._spares_left:
+            self._spares_left -= 1
+            self._view = memoryview(bytearray(len(kept)))
+        else:
+            self._view = self._spares.get()
+        return lambda: self._spares.put(kept)
+
+    def again(self, start: int, count: int) -> Iterator[memoryview]:
+        """See :meth:`include.archive.stores.base.Flow.again`."""
+        length, ahead = self._reader.length or 0, len(self._header)
+        yield memoryview(self._header)[start : start + count]
+        first, last = max(0, start - ahead), min(start + count - ahead, length)
+        with closing(self._reader.part(first, max(first, last))) as part:
+            view = memoryview(bytearray(BUFFER_BYTES))
+            try:
+                while chunk := view[: part.readinto(view)]:
+                    yield chunk
+            except _Restart:
+                self._reader.begin_without_ranges()
+                raise
+        if self._header:
+            yield memoryview(wav_padding(length))[max(0, start - ahead - length) : start + count - ahead - length]
 
     @property
     def sha256(self) -> str:
@@ -617,12 +767,14 @@ class _Flow:
 
     def _next(self, most: int | None) -> memoryview:
         """Return some bytes; none at the end, when all was checked."""
+        self._is_in_view = False
         if self._is_header_due:
             self._is_header_due = False
             return memoryview(self._header)
         chunk, self._head = self._head, self._view[:0]
+        self._is_in_view = bool(chunk) or not self.is_ahead
         if not chunk and not self.is_complete:
-            chunk = self._view[: self._reader.readinto(self._view[:most])]
+            chunk = self._reader.read(self._view, most)
         if chunk:
             self.digests.update(chunk)
             self._report(self.digests.source_bytes - self._reported >= PROGRESS_BYTES)
@@ -662,6 +814,7 @@ class _Copy:
         expected_sha256: str | None,
         replaces: ObjectInfo | None,
         shelf: Shelf | None,
+        lanes: Lanes,
         progress: Callable[[int, int | None], None] | None,
     ) -> None:
         self._reader = reader
@@ -675,6 +828,7 @@ class _Copy:
         self._expected_sha256 = expected_sha256
         self._replaces = replaces
         self._shelf = shelf
+        self._lanes = lanes
         self._progress = progress
         self._view = memoryview(b"")
         self._measured: _Digests | None = None
@@ -800,6 +954,8 @@ class _Copy:
                 kind, head = self._head()
             first = self._measured
             length = first.source_bytes
+        if self._lanes.share > 1 and self._reader.is_worth_going_ahead():
+            self._reader.go_ahead(self._lanes)
         key = f"{self._folder}{self._stem}.{kind.extension}"
         header = wav_header(pcm, length) if pcm is not None and length is not None else b""
         size = None if length is None else length if pcm is None else _wav_bytes(pcm, length)
@@ -845,7 +1001,14 @@ class _Copy:
         check: Callable[[_Digests], object] = lambda digests: None,
     ) -> _Flow:
         return _Flow(
-            self._reader, self._view, head=head, header=header, size=size, check=check, progress=self._progress
+            self._reader,
+            self._view,
+            head=head,
+            header=header,
+            size=size,
+            check=check,
+            spares=SPARE_BUFFERS if self._lanes.count > 1 and self._lanes.copies <= FEW_COPIES else 0,
+            progress=self._progress,
         )
 
     def _head(self) -> tuple[MediaKind, memoryview]:

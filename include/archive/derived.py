@@ -453,7 +453,7 @@ class _File:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def open(self, offset: int = 0, if_match: str | None = None) -> _FileBody:
+    def open(self, offset: int = 0, if_match: str | None = None, end: int | None = None) -> _FileBody:
         """Open it at ``offset``; it never changes."""
         return _FileBody(self._path, offset)
 
@@ -463,6 +463,7 @@ class _FileBody:
         self._file = path.open("rb", buffering=0)
         self._file.seek(offset)
         self.offset = offset
+        self.takes_ranges = False
         self.length: int | None = path.stat().st_size
         self.etag: str | None = None
         self.content_type: str | None = None

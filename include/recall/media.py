@@ -10,20 +10,22 @@ import base64
 import binascii
 import codecs
 import contextlib
-import io
 import ipaddress
 import json
 import re
 import ssl
+import threading
 import time
 from functools import cache
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from http.client import HTTPException
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import certifi
 import urllib3
 from urllib3.connection import HTTPConnection
 from urllib3.exceptions import HTTPError
+from urllib3.util import parse_url
 
 from include.recall.errors import (
     RecallConfigError,
@@ -45,12 +47,19 @@ from include.recall.errors import (
 from include.recall.models import AudioPart, Participant
 from include.recall.redaction import hide_signed_links, redact_http_logs
 from include.recall.retry import RetryPolicy, parse_retry_after
-from include.recall.transport import PlainConnection, SecureConnection, parsed, reason_of, timed_out, use_connections
+from include.recall.transport import (
+    PlainConnection,
+    Reply,
+    SecureConnection,
+    get,
+    parsed,
+    reason_of,
+    timed_out,
+    use_connections,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
-
-    from urllib3.response import BaseHTTPResponse
 
     from include.recall.models import SignedLink
 
@@ -65,10 +74,11 @@ MOST_PARTS = 200_000
 PARTS_LIST_SECONDS = 300.0
 CHUNK = 256 * 1024
 LONGEST_COLLECTING = 0.2
-MOST_CONNECTIONS = 32
+MOST_CONNECTIONS = 64
 
 # 400 is S3's answer to an expired session token.
 _REFUSED = frozenset({400, 401, 403, 404, 410})
+_NETWORK_ERRORS = (HTTPError, HTTPException, OSError)
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
@@ -89,7 +99,7 @@ class MediaBody:
 
     def __init__(
         self,
-        response: BaseHTTPResponse,
+        response: Reply,
         *,
         offset: int,
         length: int | None,
@@ -102,10 +112,9 @@ class MediaBody:
         self.length = length
         self.etag = _strong(response.headers.get("ETag"))
         self.content_type = response.headers.get("Content-Type")
+        self.takes_ranges = response.headers.get("Accept-Ranges", "").strip().lower() == "bytes"
         self.checksums = _checksums(response.headers) if response.status == 200 else {}
         self._response = response
-        # urllib3's own ways to read make a copy of everything on the way.
-        self._wire: Any = response._fp  # type: ignore[attr-defined]
         self._position = offset
         self._min_rate = min_rate
         self._window = window
@@ -128,11 +137,11 @@ class MediaBody:
         try:
             # A socket, and TLS even more so, gives little at a time; what follows costs the same for much.
             while failure is None and count < len(buffer):
-                came = self._read_once(buffer[count:])
+                came = self._response.receive_into(buffer[count:])
                 count += came
                 if not came or self._clock() - started > LONGEST_COLLECTING:
                     break
-        except (HTTPError, OSError) as error:
+        except _NETWORK_ERRORS as error:
             failure = _failure(error, f"byte {self._position + count} of a body")
         if count:
             failure, self._broken = None, failure  # what came before counts
@@ -144,21 +153,9 @@ class MediaBody:
             raise failure
         return count
 
-    def _read_once(self, buffer: memoryview) -> int:
-        try:
-            count: int = self._wire.receive_into(buffer)
-        except io.UnsupportedOperation:
-            data = self._response.read1(len(buffer), decode_content=False)
-            buffer[: len(data)] = data
-            return len(data)
-        if not count or self._wire.isclosed():
-            self._response.release_conn()
-        return count
-
     def interrupt(self) -> None:
         """Make a read that waits in another thread fail at once."""
-        with contextlib.suppress(ValueError, RuntimeError, OSError):
-            self._response.shutdown()
+        self._response.interrupt()
 
     def close(self) -> None:
         """Let go of the connection; it is kept for the next request if the body was read to its end."""
@@ -278,13 +275,16 @@ class MediaClient:
 
         return self._retry.run(attempt)
 
-    def open(self, link: SignedLink, *, offset: int = 0, if_match: str | None = None) -> MediaBody:
+    def open(
+        self, link: SignedLink, *, offset: int = 0, if_match: str | None = None, end: int | None = None
+    ) -> MediaBody:
         """Begin to fetch a body.
 
         :param link: a part's ``download_url``.
         :param offset: byte to go on from. The body's own ``offset`` is 0 instead if the server can't, or if the body is
             no longer the one of ``if_match``.
         :param if_match: strong entity tag of the body that is resumed.
+        :param end: byte to stop before; the server may send less, or more.
         :raises RecallLinkExpiredError: the link is refused; a fresh one may help.
         :raises RecallHostNotAllowedError: the address rule forbids it; nothing was sent.
         :raises RecallUnsafeRedirectError: so it does for a redirect's target, or there are too many.
@@ -295,18 +295,20 @@ class MediaClient:
         :raises RecallMediaCutError: it can't be reached.
         :raises RecallMediaSlowError: it doesn't answer in time.
         """
-        end = None if self._total_deadline is None else self._clock() + self._total_deadline
-        return self._open(link, offset, if_match, end=end)
+        deadline = None if self._total_deadline is None else self._clock() + self._total_deadline
+        return self._open(link, offset, if_match, last=None if end is None else end - 1, end=deadline)
 
-    def _open(self, link: SignedLink, offset: int, if_match: str | None, *, end: float | None) -> MediaBody:
+    def _open(
+        self, link: SignedLink, offset: int, if_match: str | None, *, last: int | None = None, end: float | None
+    ) -> MediaBody:
         headers = {"User-Agent": USER_AGENT, "Accept": "*/*", "Accept-Encoding": "identity"}
-        if offset:
-            headers["Range"] = f"bytes={offset}-"
+        if offset or last is not None:
+            headers["Range"] = f"bytes={offset}-{'' if last is None else last}"
             if if_match is not None:
                 headers["If-Match"] = if_match
         response = self._get(link.reveal(), headers)
         try:
-            placed = _place(response, link.host, offset, if_match)
+            placed = _place(response, link.host, offset, if_match, is_range="Range" in headers)
         except RecallError:
             response.close()
             raise
@@ -324,7 +326,7 @@ class MediaClient:
             clock=self._clock,
         )
 
-    def _get(self, url: str, headers: Mapping[str, str]) -> BaseHTTPResponse:
+    def _get(self, url: str, headers: Mapping[str, str]) -> Reply:
         response = self._get_once(url, headers)
         for _ in range(MOST_REDIRECTS):
             if response.status not in _REDIRECTS:
@@ -345,21 +347,14 @@ class MediaClient:
         response.close()
         raise RecallUnsafeRedirectError(f"the media host redirected more than {MOST_REDIRECTS} times")
 
-    def _get_once(self, url: str, headers: Mapping[str, str]) -> BaseHTTPResponse:
+    def _get_once(self, url: str, headers: Mapping[str, str]) -> Reply:
         host = self._checked_host(url)
         failure: RecallError
         try:
-            return self._pools.request(
-                "GET",
-                url,
-                headers=headers,
-                redirect=False,
-                retries=False,
-                preload_content=False,
-                decode_content=False,
-                timeout=self._timeout,
-            )
-        except (HTTPError, OSError) as error:
+            target = parse_url(url)
+            pool = self._pools.connection_from_host(target.host, target.port, target.scheme)
+            return get(pool, target, headers, self._timeout)
+        except _NETWORK_ERRORS as error:
             failure = _failure(error, f"media host {host}")
         raise failure  # outside of the handler, so that no library's text with the URL in it hangs on
 
@@ -397,26 +392,33 @@ class PartSource:
         self._max_refreshes = max_refreshes
         self._refreshes = 0
         self._refreshed_at = 0
+        self._refreshing = threading.Lock()
 
-    def open(self, offset: int = 0, if_match: str | None = None) -> MediaBody:
-        """Begin to fetch the part, see :meth:`MediaClient.open`.
+    def open(self, offset: int = 0, if_match: str | None = None, end: int | None = None) -> MediaBody:
+        """Begin to fetch the part, see :meth:`MediaClient.open`; from several threads, if need be.
 
         :raises RecallMediaForbiddenError: fresh links are refused too.
         """
+        refused = 0
         while True:
+            link = self._link
             try:
-                return self._media.open(self._link, offset=offset, if_match=if_match)
+                return self._media.open(link, offset=offset, if_match=if_match, end=end)
             except RecallLinkExpiredError as error:
                 refusal = error.message
-            if offset > self._refreshed_at:
-                self._refreshes, self._refreshed_at = 0, offset
-            if self._refreshes >= self._max_refreshes:
-                raise RecallMediaForbiddenError(
-                    f"refused with {self._refreshes} fresh links in a row too: {refusal}; see in Recall's dashboard "
-                    "whether it plays there"
-                )
-            self._link = self._refresh()
-            self._refreshes += 1
+            with self._refreshing:
+                if offset > self._refreshed_at and end is None:
+                    self._refreshes, self._refreshed_at = 0, offset
+                # Where ranges are read side by side, a higher place says nothing about what has come.
+                if (self._refreshes if end is None else refused) >= self._max_refreshes:
+                    raise RecallMediaForbiddenError(
+                        f"refused with {self._max_refreshes} fresh links in a row too: {refusal}; see in Recall's "
+                        "dashboard whether it plays there"
+                    )
+                if link is self._link:  # else another thread has a fresh one
+                    self._link = self._refresh()
+                    self._refreshes += 1
+            refused += 1
 
 
 class _Vetting(HTTPConnection):
@@ -479,10 +481,12 @@ def _failure(error: Exception, what: str) -> RecallError:
     return RecallMediaCutError(f"{what}: {reason}")
 
 
-def _place(response: BaseHTTPResponse, host: str, offset: int, if_match: str | None) -> tuple[int, int | None] | None:
+def _place(
+    response: Reply, host: str, offset: int, if_match: str | None, *, is_range: bool
+) -> tuple[int, int | None] | None:
     """Say where a reply's body begins and how long the whole is; ``None`` if it has to be fetched from the start."""
     status, headers = response.status, response.headers
-    if offset and status in (412, 416):
+    if is_range and status in (412, 416):
         return None
     if status in _REFUSED:
         raise RecallLinkExpiredError(f"media host {host} refused the link with {status}")
@@ -494,7 +498,7 @@ def _place(response: BaseHTTPResponse, host: str, offset: int, if_match: str | N
         raise RecallServerError(
             f"media host {host} answered {status}", status=status, retry_after=parse_retry_after(headers)
         )
-    if status not in (200, 206) or (status == 206 and not offset):
+    if status not in (200, 206) or (status == 206 and not is_range):
         raise RecallUnexpectedContentError(f"media host {host} answered {status} instead of a body")
     encoding = headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("identity", ""):

@@ -73,6 +73,30 @@ class Flow(Protocol):
         """
         ...
 
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the body comes on several connections, because one is slow."""
+        ...
+
+    @property
+    def can_keep(self) -> bool:
+        """Whether chunks can be kept."""
+        ...
+
+    def keep(self) -> Callable[[], None]:
+        """Leave the chunk that was yielded last as it is until what this returns is called, from any thread.
+
+        May wait until another one is let go. Only where :attr:`can_keep` says so.
+        """
+        ...
+
+    def again(self, start: int, count: int) -> Iterator[memoryview]:
+        """Yield bytes that were yielded before, read anew. Only of a body that is ahead.
+
+        :param start: of what is stored.
+        """
+        ...
+
     def mark(self) -> None:
         """Remember this place."""
         ...

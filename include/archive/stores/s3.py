@@ -12,6 +12,8 @@ import random
 import re
 import time
 import zlib
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -37,6 +39,7 @@ from include.archive.errors import (
     WrongRegionError,
 )
 from include.archive.stores.base import READ_CHUNK, ObjectInfo, Unfinished, check_size, checked_key, is_of_stem
+from include.archive.stores.courier import Courier, give_up
 from include.archive.stores.s3_wire import CHECKSUM, Body, Wire, base64_crc32, base64_sha256, combined_crc32
 
 if TYPE_CHECKING:
@@ -67,6 +70,15 @@ S3 takes 5 GiB; but a fault of the store midway makes all of it come from the so
 
 STREAM_BYTES = 64 * 1024 * 1024
 """About how long the parts of a longer one are: what a store's fault midway makes it send again."""
+
+AHEAD_PART_BYTES = 5 * 1024 * 1024
+"""About how long the parts are of a body that comes on several connections.
+
+It is S3's least: the bytes of all parts that are under way wait in memory.
+"""
+
+MOST_COURIERS = 32
+"""How many parts of one object are under way at the same time."""
 
 MAX_PARTS = 10_000
 """S3 takes no more parts than that."""
@@ -124,6 +136,11 @@ _NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "CredentialR
 def stream_bytes(size: int) -> int:
     """Return how long the parts of an object should be that are sent while they are read."""
     return max(STREAM_BYTES, math.ceil(size / MAX_PARTS))
+
+
+def ahead_part_bytes(size: int) -> int:
+    """Return how long the parts of an object should be that comes on several connections."""
+    return max(AHEAD_PART_BYTES, math.ceil(size / MAX_PARTS))
 
 
 def part_bytes(size: int | None, number: int) -> int:
@@ -623,6 +640,8 @@ class S3Writer:
         """See :meth:`include.archive.stores.base.Writer.take`."""
         if self._size is not None and self._size > self._store.buffer_bytes and self._store.takes_streams:
             self._is_streamed = True
+            if flow.is_ahead and self._size > AHEAD_PART_BYTES:
+                return self._take_side_by_side(flow, notes)
             return self._take_whole(flow) if self._size <= WHOLE_BYTES else self._take_parts(flow, notes)
         for chunk in flow.chunks():
             self.write(chunk)
@@ -655,6 +674,48 @@ class S3Writer:
             self._written += count
         return self.commit(notes())
 
+    def _take_side_by_side(self, flow: Flow, notes: Callable[[], Mapping[str, str]]) -> ObjectInfo:
+        """Send several parts at a time, as their bytes come in order: one connection would be as slow as the source's.
+
+        A part that the store does not take is read again, and must be the same.
+        """
+        size, begun = self._size or 0, 0
+        upload_id = self._create_upload()
+        under_way: deque[tuple[Courier[CompletedPartTypeDef], int]] = deque()
+        threads = ThreadPoolExecutor(MOST_COURIERS, "courier")
+        try:
+            while begun < size:
+                count, number = min(ahead_part_bytes(size), size - begun), len(self._parts) + len(under_way) + 1
+                send = partial(self._store.upload_stream, self._key, upload_id, number)
+                courier = Courier(threads, count, send)
+                under_way.append((courier, begun))
+                courier.carry(flow)
+                begun += count
+                while under_way and (under_way[0][0].answer.done() or len(under_way) >= MOST_COURIERS):
+                    self._arrived(flow, *under_way.popleft())
+            while under_way:
+                self._arrived(flow, *under_way.popleft())
+        finally:
+            give_up([courier for courier, _ in under_way])
+            threads.shutdown(wait=False)
+        return self.commit(notes())
+
+    def _arrived(self, flow: Flow, courier: Courier[CompletedPartTypeDef], start: int) -> None:
+        """Note a part that was sent; send it anew, as often as it may be, where the store did not take it."""
+        send = courier.answer.result
+        for attempts_left in range(_PART_ATTEMPTS, -1, -1):
+            try:
+                part = send()
+                break
+            except (StorageError, StoredBytesDifferError) as error:
+                self._give_up_streams(error)
+                if not isinstance(error, _PASSING) or not attempts_left:
+                    raise
+            time.sleep(random.uniform(0, 0.2 * 2 ** (_PART_ATTEMPTS - attempts_left)))  # noqa: S311 - jitter
+            send = partial(courier.again, Body(flow.again(start, courier.body.size), courier.body.size))
+        self._add_part(part, courier.body.size)
+        self._written += courier.body.size
+
     def _streamed(
         self, flow: Flow, count: int, send: Callable[[Body], _Sent], sha256: Callable[[], str] | None = None
     ) -> _Sent:
@@ -663,16 +724,32 @@ class S3Writer:
         while True:
             body = Body(flow.chunks(count), count, sha256)
             try:
-                return send(body)
+                return self._carried(flow, count, send, sha256) if flow.can_keep else send(body)
             except (StorageError, StoredBytesDifferError) as error:
                 if body.failure is not None:
                     raise
-                if isinstance(error, StreamsRefusedError) or (not self._parts and _refuses_streams(error)):
-                    self._store.takes_streams = False
-                    raise UploadLostError(f"{error.message}; it is collected instead") from error
+                self._give_up_streams(error)
                 if not isinstance(error, _PASSING):
                     raise
                 flow.back(error)
+
+    def _carried(
+        self, flow: Flow, count: int, send: Callable[[Body], _Sent], sha256: Callable[[], str] | None
+    ) -> _Sent:
+        """Send the next bytes of a flow while those that follow are read and hashed."""
+        threads = ThreadPoolExecutor(1, "courier")
+        courier = Courier(threads, count, send, sha256)
+        try:
+            courier.carry(flow, is_all_wanted=False)
+            return courier.answer.result()
+        finally:
+            give_up([courier])
+            threads.shutdown(wait=False)
+
+    def _give_up_streams(self, error: ArchiveError) -> None:
+        if isinstance(error, StreamsRefusedError) or (not self._parts and _refuses_streams(error)):
+            self._store.takes_streams = False
+            raise UploadLostError(f"{error.message}; it is collected instead") from error
 
     def commit(self, metadata: Mapping[str, str]) -> ObjectInfo:
         """See :meth:`include.archive.stores.base.Writer.commit`."""

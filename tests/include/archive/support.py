@@ -83,7 +83,7 @@ class FakeSource:
     def __post_init__(self) -> None:
         self.cuts = list(self.cuts)
 
-    def open(self, offset: int = 0, if_match: str | None = None) -> FakeBody:
+    def open(self, offset: int = 0, if_match: str | None = None, end: int | None = None) -> FakeBody:
         self.opened.append((offset, if_match))
         data, etag = self.data, self.etag
         if self.later is not None and len(self.opened) > 1:
@@ -99,6 +99,7 @@ class FakeBody:
         self._data = data
         self._position = offset
         self.offset = offset
+        self.takes_ranges = source.ranges
         self.etag = etag
         self.length = len(data) if source.length == "true" else source.length
         self.content_type = source.content_type

@@ -1,0 +1,291 @@
+"""Reading ahead: what is left of one body, fetched in ranges side by side and read in order, in bounded memory.
+
+Object stores give a connection a few dozen MiB/s, however fast the network is, so a large body needs several. The hash
+of the whole goes in order, so what comes early has to wait for its turn: how much may wait is bounded, and shared by
+all copies of a task.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+RANGE_BYTES = 1024 * 1024
+"""How much one request asks for. A longer range waits less for its first byte, and holds more until its turn comes."""
+
+FEWEST_BUFFERS = 12
+"""Memory for however few connections, in ranges: what a store takes in several parts at a time."""
+
+LOOK_SECONDS = 0.1
+"""How soon whoever waits for memory notices that nobody wants it any more."""
+
+
+class Ranged(Protocol):
+    """One range of a body being read, cuts forgiven."""
+
+    @property
+    def transferred(self) -> int:
+        """Bytes read from the source, repetitions included."""
+        ...
+
+    def ready(self) -> None:
+        """Wait for the first byte."""
+        ...
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Read some bytes; 0 only at the end of the range."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        ...
+
+
+class Lanes:
+    """Connections to the source, and memory for what comes on them, shared by copies that run side by side.
+
+    :param count: connections at the same time. With one for each copy, none of them reads ahead.
+    """
+
+    def __init__(self, count: int = 1) -> None:
+        self.count = count
+        self.copies = 0
+        self._lock = threading.Lock()
+        self._left = max(FEWEST_BUFFERS, count)
+        self._free: list[memoryview] = []
+        self._waiting: list[_Waiting] = []
+
+    @property
+    def share(self) -> int:
+        """How many connections one copy may have just now."""
+        return max(1, self.count // max(1, self.copies))
+
+    @contextmanager
+    def one_copy(self) -> Iterator[None]:
+        """Count a copy among those that share."""
+        with self._lock:
+            self.copies += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.copies -= 1
+
+    def take(self, distance: Callable[[], int], is_over: Callable[[], bool]) -> memoryview | None:
+        """Wait for memory for a range; who is nearest to its turn gets it first.
+
+        :param distance: tells how many bytes are due before those that it is for. Some memory is kept for those that
+            are due next, so that what comes early can't keep them out.
+        :param is_over: tells whether nobody wants it any more; None is returned then.
+        """
+        with self._lock:
+            if self._left > self.copies and not self._waiting:
+                return self._buffer()
+            waiting = _Waiting(distance)
+            self._waiting.append(waiting)
+            self._serve()
+        while not waiting.is_served.wait(LOOK_SECONDS):
+            if is_over():
+                with self._lock:
+                    if waiting.buffer is None:
+                        self._waiting.remove(waiting)
+                    return waiting.buffer
+        return waiting.buffer
+
+    def give(self, buffer: memoryview) -> None:
+        """Give memory back."""
+        with self._lock:
+            self._free.append(buffer)
+            self._left += 1
+            self._serve()
+
+    def look_again(self) -> None:
+        """Notice that other bytes are due next now."""
+        with self._lock:
+            self._serve()
+
+    def _serve(self) -> None:
+        while self._waiting and self._left:
+            nearest = min(self._waiting, key=lambda one: one.distance())
+            if self._left <= self.copies and nearest.distance():
+                return
+            self._waiting.remove(nearest)
+            nearest.buffer = self._buffer()
+            nearest.is_served.set()
+
+    def _buffer(self) -> memoryview:
+        self._left -= 1
+        return self._free.pop() if self._free else memoryview(bytearray(RANGE_BYTES))
+
+
+class _Waiting:
+    def __init__(self, distance: Callable[[], int]) -> None:
+        self.distance = distance
+        self.is_served = threading.Event()
+        self.buffer: memoryview | None = None
+
+
+class _Loan:
+    """A range in memory; it goes back when all who read from it are done."""
+
+    def __init__(self, buffer: memoryview, count: int, lanes: Lanes) -> None:
+        self.unread = buffer[:count]
+        self._buffer = buffer
+        self._lanes = lanes
+        self._readers = 1
+        self._lock = threading.Lock()
+
+    def keep(self) -> Callable[[], None]:
+        with self._lock:
+            self._readers += 1
+        return self.let_go
+
+    def let_go(self) -> None:
+        with self._lock:
+            self._readers -= 1
+            is_free = not self._readers
+        if is_free:
+            self._lanes.give(self._buffer)
+
+
+class _Range:
+    def __init__(self, start: int, end: int) -> None:
+        self.start = start
+        self.end = end
+        self.came: queue.SimpleQueue[_Loan | BaseException] = queue.SimpleQueue()
+        self.transferred = 0
+
+
+class Ahead:
+    """What is left of a body, read in order while it comes on as many connections as the lanes allow.
+
+    :param lanes: shared with other copies.
+    :param open_range: begins to read the bytes from one place up to another.
+    :param interrupt: makes all these readings fail soon.
+    :param start: first byte.
+    :param end: where the body ends.
+    """
+
+    def __init__(
+        self,
+        lanes: Lanes,
+        open_range: Callable[[int, int], Ranged],
+        interrupt: Callable[[], object],
+        start: int,
+        end: int,
+    ) -> None:
+        self.transferred = 0
+        self._lanes = lanes
+        self._open_range = open_range
+        self._interrupt = interrupt
+        self._unasked = start
+        self._end = end
+        self._lock = threading.Lock()
+        self._ranges: deque[_Range] = deque()
+        self._loan: _Loan | None = None
+        self._fetchers = 0
+        self._is_over = False
+
+    def read(self, most: int | None = None) -> memoryview:
+        """Return the next bytes, which stay until the next are asked for; none at the end.
+
+        :raises BaseException: whatever the reading of the range raised that is due.
+        """
+        if self._loan is not None and not self._loan.unread:
+            self._let_go()
+        while self._loan is None:
+            self._fetch_more()
+            if not self._ranges:
+                return memoryview(b"")
+            came = self._ranges[0].came.get()
+            if isinstance(came, BaseException):
+                raise came
+            self.transferred += self._ranges.popleft().transferred
+            self._loan = came
+            self._lanes.look_again()
+        chunk = self._loan.unread[:most]
+        self._loan.unread = self._loan.unread[len(chunk) :]
+        return chunk
+
+    def keep(self) -> Callable[[], None]:
+        """Leave what was read last as it is until what this returns is called."""
+        return self._loan.keep() if self._loan is not None else lambda: None
+
+    def close(self) -> None:
+        """End all that is under way, without waiting for it."""
+        with self._lock:
+            self._is_over = True
+        self._interrupt()
+        self._let_go()
+        for one in self._ranges:
+            while not one.came.empty():
+                if isinstance(came := one.came.get(), _Loan):
+                    came.let_go()
+
+    def _let_go(self) -> None:
+        if self._loan is not None:
+            loan, self._loan = self._loan, None
+            loan.let_go()
+
+    def _fetch_more(self) -> None:
+        """Have as many fetchers as there are lanes for this copy, as long as there is something to ask for."""
+        while (self._fetchers < self._lanes.share or not self._ranges) and (one := self._next_range(1)) is not None:
+            threading.Thread(target=self._fetch, args=(one,), name="ahead", daemon=True).start()
+
+    def _next_range(self, more: int = 0) -> _Range | None:
+        """Return what a fetcher is to fetch next; None where it is to end.
+
+        :param more: 1 for one that is yet to begin.
+        """
+        with self._lock:
+            self._fetchers += more
+            is_one_too_many = self._fetchers > self._lanes.share and bool(self._ranges)
+            if self._is_over or self._unasked >= self._end or is_one_too_many:
+                self._fetchers -= 1
+                return None
+            one = _Range(self._unasked, min(self._unasked + RANGE_BYTES, self._end))
+            self._unasked = one.end
+            self._ranges.append(one)
+            return one
+
+    def _fetch(self, one: _Range | None) -> None:
+        while one is not None:
+            try:
+                self._fetch_one(one)
+            except BaseException as error:
+                self._pass_on(one, error)  # whoever reads raises it
+            one = self._next_range()
+
+    def _fetch_one(self, one: _Range) -> None:
+        reader = self._open_range(one.start, one.end)
+        try:
+            reader.ready()  # nothing is held for what hasn't begun to come
+            buffer = self._lanes.take(lambda: one.start - self._ranges[0].start, lambda: self._is_over)
+            if buffer is None:
+                return
+            loan = _Loan(buffer, one.end - one.start, self._lanes)
+            try:
+                left = loan.unread
+                while left and (count := reader.readinto(left)):
+                    left = left[count:]
+            except BaseException:
+                loan.let_go()
+                raise
+            one.transferred = reader.transferred
+            self._pass_on(one, loan)
+        finally:
+            reader.close()
+
+    def _pass_on(self, one: _Range, what: _Loan | BaseException) -> None:
+        with self._lock:
+            if not self._is_over:
+                one.came.put(what)
+                return
+        if isinstance(what, _Loan):
+            what.let_go()

@@ -1,0 +1,101 @@
+"""A body on its way to the store in a thread of its own, while what follows is read and hashed."""
+
+from __future__ import annotations
+
+import queue
+import zlib
+from concurrent.futures import wait
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from include.archive.errors import SourceChangedError, StoppedError
+from include.archive.stores.s3_wire import Body
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Sequence
+    from concurrent.futures import Executor
+
+    from include.archive.stores.base import Flow
+
+GRACE_SECONDS = 1.0
+"""How long a courier that was given up may take to notice; it waits for nothing but its connection then."""
+
+Sent = TypeVar("Sent")
+
+
+class Courier(Generic[Sent]):
+    """Sends the next bytes of a flow.
+
+    :param threads: has a thread for it.
+    :param count: how many bytes.
+    :param send: sends a body, and returns what comes of it.
+    :param sha256: tells the hash of the body once all of it was taken; without it, its CRC-32 goes with it.
+    """
+
+    def __init__(
+        self, threads: Executor, count: int, send: Callable[[Body], Sent], sha256: Callable[[], str] | None = None
+    ) -> None:
+        self._count = count
+        self._send = send
+        self._pieces: queue.SimpleQueue[tuple[memoryview, Callable[[], None]] | None] = queue.SimpleQueue()
+        self._is_given_up = False
+        self._has_failed = False
+        self._taken = self._take()
+        self.body = Body(self._taken, count, sha256)
+        self.answer = threads.submit(self._run)
+        """What comes of it, in the end."""
+
+    def carry(self, flow: Flow, *, is_all_wanted: bool = True) -> None:
+        """Hand over the bytes, without waiting for an answer; raises what the flow raises.
+
+        :param is_all_wanted: take all of them from the flow even when sending has failed.
+        """
+        for chunk in flow.chunks(self._count):
+            self._pieces.put((chunk, flow.keep()))
+            if self._has_failed and not is_all_wanted:
+                break
+        self._pieces.put(None)
+
+    def again(self, body: Body) -> Sent:
+        """Send the same bytes once more.
+
+        :param body: they, read anew.
+        :raises SourceChangedError: they are not the same.
+        """
+        sent = self._send(body)
+        if body.crc32 != self.body.crc32:
+            raise SourceChangedError("a part of the body that was read again is another one")
+        return sent
+
+    def give_up(self) -> None:
+        """End it soon, if it is still under way; what it has sent so far is no whole body, and the store forgets it."""
+        self._is_given_up = True
+        self._pieces.put(None)
+
+    def _run(self) -> Sent:
+        try:
+            return self._send(self.body)
+        except BaseException:
+            self._has_failed = True
+            self._taken.close()
+            # The memory goes back, and the checksum tells later whether the same bytes are sent again.
+            for chunk in self._take():
+                self.body.crc32 = zlib.crc32(chunk, self.body.crc32)
+            raise
+
+    def _take(self) -> Generator[memoryview]:
+        while (piece := self._pieces.get()) is not None:
+            chunk, let_go = piece
+            try:
+                if not self._is_given_up:
+                    yield chunk
+            finally:
+                let_go()
+        if self._is_given_up:
+            raise StoppedError("given up")
+
+
+def give_up(couriers: Sequence[Courier[Any]]) -> None:
+    """End couriers and wait a moment, so that nothing of theirs arrives after what follows."""
+    for one in couriers:
+        one.give_up()
+    wait([one.answer for one in couriers], GRACE_SECONDS)
