@@ -405,7 +405,7 @@ class _Reader:
         self._body: Body | None = None
         self._ahead: Ahead | None = None
         self._may_go_ahead = True
-        self.transferred = 0
+        self._transferred = 0
         self.begin()
 
     def begin(self) -> None:
@@ -426,7 +426,7 @@ class _Reader:
     def close(self) -> None:
         if self._ahead is not None:
             ahead, self._ahead = self._ahead, None
-            self.transferred += ahead.transferred
+            self._transferred += ahead.transferred
             ahead.close()
         if self._body is not None:
             body, self._body = self._body, None
@@ -457,6 +457,11 @@ class _Reader:
         self.close()
         stop = Stop(above=self._stop)
         self._ahead = Ahead(lanes, lambda first, last: self.part(first, last, stop), stop.set, start, end)
+
+    @property
+    def transferred(self) -> int:
+        """Bytes read from the source so far, repetitions included."""
+        return self._transferred + (self._ahead.transferred if self._ahead is not None else 0)
 
     @property
     def is_ahead(self) -> bool:
@@ -501,7 +506,7 @@ class _Reader:
             return 0
         count = self._patiently(lambda: self._read_some(buffer))
         self._position += count
-        self.transferred += count
+        self._transferred += count
         self._ended = count == 0
         # Only new ground that comes at a decent pace counts: neither a source that always breaks at the same place
         # nor one that yields a few bytes each time must be asked for ever.

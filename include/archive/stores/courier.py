@@ -37,6 +37,7 @@ class Courier(Generic[Sent]):
         self._count = count
         self._send = send
         self._pieces: queue.SimpleQueue[tuple[memoryview, Callable[[], None]] | None] = queue.SimpleQueue()
+        self._has_all = False
         self._is_given_up = False
         self._has_failed = False
         self._taken = self._take()
@@ -83,7 +84,11 @@ class Courier(Generic[Sent]):
             raise
 
     def _take(self) -> Generator[memoryview]:
-        while (piece := self._pieces.get()) is not None:
+        while not self._has_all:
+            piece = self._pieces.get()
+            if piece is None:
+                self._has_all = True
+                break
             chunk, let_go = piece
             try:
                 if not self._is_given_up:

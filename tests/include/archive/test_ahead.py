@@ -1,0 +1,296 @@
+"""Bodies that are fetched in ranges side by side, and sent while the next bytes are read."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from include.archive import ahead, errors
+from include.archive import copy as copy_module
+from include.archive.ahead import Lanes
+from include.archive.audio import PcmFormat, wav_header
+from include.archive.copy import Stop
+from include.archive.stores import s3 as s3_module
+from tests.include.archive.support import STEM, Archive, CutError, FakeBody, FakeSource, audio, run, samples, sha256
+
+if TYPE_CHECKING:
+    from tests.strict_s3.process import Process
+
+KEY = f"{STEM}.ogg"
+SIZE = 12 * 1024 * 1024 + 7
+RANGE = 200_000
+
+
+@pytest.fixture(autouse=True)
+def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take every source for a slow one, and every body for a large one."""
+    monkeypatch.setattr(copy_module, "AHEAD_BYTES", 1)
+    monkeypatch.setattr(copy_module, "FAST_SOURCE", 1 << 60)
+    monkeypatch.setattr(ahead, "RANGE_BYTES", RANGE)
+
+
+class Crowd(FakeSource):
+    """Counts how many ranges are open at the same time, and lets the first come last."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.ends: list[int | None] = []
+        self.most = 0
+        self._open = 0
+        self._lock = threading.Lock()
+
+    def open(self, offset: int = 0, if_match: str | None = None, end: int | None = None) -> FakeBody:
+        body = super().open(offset, if_match)
+        with self._lock:
+            self.ends.append(end)
+            self._open += 1
+            self.most = max(self.most, self._open)
+            number = len(self.opened)
+        close = body.close
+
+        def closed() -> None:
+            if not body.closed:
+                with self._lock:
+                    self._open -= 1
+            close()
+
+        body.close = closed  # type: ignore[method-assign]
+        if end is not None:
+            time.sleep(0.02 if number % 3 == 0 else 0.005)
+        return body
+
+
+def uploads(strict: Process) -> list[dict[str, Any]]:
+    return [one for one in strict.journal() if one["operation"] == "UploadPart"]
+
+
+def test_ranges_come_side_by_side_and_are_stored_in_order(archive: Archive) -> None:
+    source = Crowd(audio(SIZE))
+    part = run(archive, source, lanes=Lanes(8))
+    assert sha256(archive.get(KEY)) == part.sha256 == part.source_sha256 == sha256(source.data)
+    assert archive.keys() == [KEY]
+    assert archive.leftovers() == []
+    assert part.verified_by == ["content-length", archive.proof]
+    assert part.transferred == SIZE
+    assert 4 <= source.most <= 8 + 1  # the body that told how long it is may still be closing
+    assert all(end - offset <= RANGE for (offset, _), end in zip(source.opened, source.ends, strict=True) if end)
+    assert {tag for offset, tag in source.opened if offset} == {'"v1"'}
+
+
+def test_parts_go_out_side_by_side(bucket: Archive, strict: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3_module, "AHEAD_PART_BYTES", 5 * 1024 * 1024)
+    strict.faults({"operation": "UploadPart", "action": "delay", "seconds": 0.5, "times": None})
+    began = time.monotonic()
+    part = run(bucket, FakeSource(audio(4 * 5 * 1024 * 1024 + 1)), lanes=Lanes(8))
+    assert part.sha256 == sha256(bucket.get(KEY))
+    assert [one["status"] for one in uploads(strict)] == [200] * 5
+    assert time.monotonic() - began < 5 * 0.5
+
+
+@pytest.mark.parametrize("size", [SIZE, SIZE + 1])
+def test_samples_get_their_header_and_padding(archive: Archive, size: int) -> None:
+    data = samples(size)
+    part = run(archive, FakeSource(data), source_format="raw", duration=None, lanes=Lanes(4))
+    assert archive.get(part.key) == wav_header(PcmFormat(), size) + data + bytes(size % 2)
+    assert part.source_sha256 == sha256(data)
+
+
+def test_a_second_run_reads_ahead_for_comparison_only(archive: Archive) -> None:
+    data = audio(SIZE)
+    run(archive, FakeSource(data), lanes=Lanes(4))
+    archive.store.put_if_absent(f"{STEM}-2.ogg", data[:100], "audio/ogg")
+    with pytest.raises(errors.ContentConflictError):
+        run(archive, FakeSource(data), stem=f"{STEM}-2", lanes=Lanes(4))
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_a_cut_range_is_resumed_where_it_was_cut(archive: Archive, closes: bool) -> None:  # noqa: FBT001
+    cuts = [300_000, 1_000_001, 1_000_002, 5_000_000, SIZE - 1]
+    source = FakeSource(audio(SIZE), cuts=cuts, closes=closes)
+    part = run(archive, source, lanes=Lanes(4))
+    assert sha256(archive.get(KEY)) == part.sha256 == sha256(source.data)
+    assert part.transferred == SIZE
+    assert archive.leftovers() == []
+
+
+def test_a_range_that_never_comes_fails_the_copy(archive: Archive) -> None:
+    source = FakeSource(audio(SIZE), breaks_at=7_000_000)
+    with pytest.raises(CutError):
+        run(archive, source, lanes=Lanes(4))
+    assert (archive.keys(), archive.leftovers()) == ([], [])
+    wait_for_no("ahead")
+
+
+class Boastful(FakeSource):
+    """Says that it takes ranges, and sends everything from the beginning."""
+
+    def open(self, offset: int = 0, if_match: str | None = None, end: int | None = None) -> FakeBody:
+        body = super().open(0 if end is not None else offset, if_match)
+        body.takes_ranges = True
+        return body
+
+
+def test_a_source_that_ignores_ranges_is_read_in_one(archive: Archive) -> None:
+    source = Boastful(audio(SIZE))
+    part = run(archive, source, lanes=Lanes(4))
+    assert sha256(archive.get(KEY)) == part.sha256 == sha256(source.data)
+
+
+def test_versions_are_never_mixed(archive: Archive) -> None:
+    first, second = audio(SIZE, seed=1), audio(SIZE, seed=2)
+    source = FakeSource(first, later=(second, '"v2"'))
+    part = run(archive, source, lanes=Lanes(4))
+    assert part.sha256 == sha256(archive.get(KEY)) == sha256(second)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"action": "error", "code": "SlowDown"},
+        {"action": "error", "code": "InternalError", "when": "after"},
+        {"action": "drop", "bytes": 1_000_000},
+        {"action": "error", "code": "BadDigest"},
+    ],
+)
+def test_only_the_part_that_failed_is_fetched_again(bucket: Archive, strict: Process, rule: dict[str, Any]) -> None:
+    strict.faults({"operation": "UploadPart", "skip": 1, **rule})
+    source = FakeSource(audio(SIZE))
+    part = run(bucket, source, lanes=Lanes(4))
+    assert sha256(bucket.get(KEY)) == part.sha256 == sha256(source.data)
+    assert SIZE < source.sent <= SIZE + s3_module.AHEAD_PART_BYTES + 2 * 1024 * 1024
+    assert bucket.leftovers() == []
+
+
+def test_a_part_that_comes_otherwise_the_second_time_is_not_mixed_in(bucket: Archive, strict: Process) -> None:
+    strict.faults({"operation": "UploadPart", "skip": 1, "action": "error", "code": "SlowDown"})
+    first, second = audio(SIZE, seed=1), audio(SIZE, seed=2)
+
+    class Turning(FakeSource):
+        def open(self, offset: int = 0, if_match: str | None = None, end: int | None = None) -> FakeBody:
+            if end is not None and end - offset > RANGE:
+                self.data = second  # a whole part is asked for again
+            return super().open(offset, if_match)
+
+    part = run(bucket, Turning(first), lanes=Lanes(4))
+    assert part.sha256 == sha256(bucket.get(KEY)) == sha256(second)
+    assert bucket.leftovers() == []
+
+
+def test_a_store_that_refuses_for_good_ends_all_of_it(bucket: Archive, strict: Process) -> None:
+    strict.faults({"operation": "UploadPart", "action": "error", "code": "AccessDenied", "times": None})
+    with pytest.raises(errors.StorageDeniedError):
+        run(bucket, FakeSource(audio(SIZE)), lanes=Lanes(4))
+    assert (bucket.keys(), bucket.leftovers()) == ([], [])
+    wait_for_no("ahead")
+    wait_for_no("courier")
+
+
+class Silent(FakeSource):
+    """Its ranges say nothing after a while, until they are interrupted."""
+
+    def open(self, offset: int = 0, if_match: str | None = None, end: int | None = None) -> FakeBody:
+        body = super().open(offset, if_match)
+        if end is not None and offset > 6_000_000:
+            told = threading.Event()
+            body.interrupt = told.set  # type: ignore[method-assign]
+
+            def wait(buffer: memoryview) -> int:
+                told.wait(60)
+                raise CutError("interrupted")
+
+            body.readinto = wait  # type: ignore[method-assign]
+        return body
+
+
+def test_a_stop_ends_every_range(archive: Archive) -> None:
+    stop = Stop()
+    threading.Timer(0.5, stop.set).start()
+    began = time.monotonic()
+    with pytest.raises(errors.StoppedError):
+        run(archive, Silent(audio(SIZE)), lanes=Lanes(4), stop=stop)
+    assert time.monotonic() - began < 30
+    assert (archive.keys(), archive.leftovers()) == ([], [])
+    wait_for_no("ahead")
+
+
+def test_memory_is_bounded_and_shared_without_a_deadlock(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "FEWEST_BUFFERS", 6)
+    lanes, made = Lanes(6), []
+    monkeypatch.setattr(ahead, "bytearray", lambda size: made.append(size) or bytearray(size), raising=False)
+    failures: list[BaseException] = []
+
+    def one(number: int) -> None:
+        try:
+            data = audio(SIZE, seed=number)
+            stored = run(archive, Crowd(data), stem=f"participant=1/artifact-1/part-{number}", lanes=lanes)
+            assert stored.sha256 == sha256(data)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert failures == []
+    assert not any(thread.is_alive() for thread in threads)
+    assert 1 <= len(made) <= 6
+    assert lanes.copies == 0
+
+
+def test_a_copy_gets_its_share_of_the_lanes() -> None:
+    lanes = Lanes(8)
+    with lanes.one_copy():
+        assert lanes.share == 8
+        with lanes.one_copy(), lanes.one_copy():
+            assert lanes.share == 2
+    assert Lanes().share == 1
+
+
+def test_with_one_lane_nothing_is_read_ahead(archive: Archive) -> None:
+    source = FakeSource(audio(SIZE))
+    run(archive, source)
+    assert source.opened == [(0, None)]
+
+
+class TestAFastSource:
+    """It is read on one connection; what was read is sent and the next hashed at the same time."""
+
+    @pytest.fixture(autouse=True)
+    def fast(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(copy_module, "FAST_SOURCE", 1)
+
+    @pytest.mark.parametrize("size", [300_000, s3_module.PART_BYTES, 3 * s3_module.PART_BYTES + 1])
+    def test_is_stored_as_it_came(self, archive: Archive, size: int) -> None:
+        source = FakeSource(audio(size))
+        part = run(archive, source, lanes=Lanes(4))
+        assert sha256(archive.get(KEY)) == part.sha256 == sha256(source.data)
+        assert source.opened == [(0, None)]
+
+    @pytest.mark.parametrize("size", [s3_module.PART_BYTES, 3 * s3_module.PART_BYTES + 1])
+    @pytest.mark.parametrize("dropped", [0, 1_000_000])
+    def test_is_read_again_after_a_fault_of_the_store(
+        self, bucket: Archive, strict: Process, size: int, dropped: int
+    ) -> None:
+        strict.faults({"operation": "PutObject|UploadPart", "action": "drop", "bytes": dropped})
+        source = FakeSource(audio(size))
+        part = run(bucket, source, lanes=Lanes(4))
+        assert sha256(bucket.get(KEY)) == part.sha256 == sha256(source.data)
+        assert (bucket.keys(), bucket.leftovers()) == ([KEY], [])
+
+    def test_that_breaks_leaves_nothing(self, bucket: Archive, strict: Process) -> None:
+        with pytest.raises(CutError):
+            run(bucket, FakeSource(audio(s3_module.PART_BYTES), breaks_at=5_000_000), lanes=Lanes(4))
+        assert (bucket.keys(), bucket.leftovers()) == ([], [])
+        wait_for_no("courier")
+
+
+def wait_for_no(name: str) -> None:
+    """Wait until no thread of that name is left."""
+    end = time.monotonic() + 20
+    while left := [one.name for one in threading.enumerate() if one.name.startswith(name)]:
+        assert time.monotonic() < end, left
+        time.sleep(0.02)
