@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from include.archive.errors import BadArchiveUriError
-from include.archive.stores import open_store
+from include.archive.stores import check_uri
 from include.recall.regions import REGIONS
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def _is_meeting_url(value: str) -> bool:
 
 def _archive(uri: str) -> str:
     try:
-        open_store(uri, s3_client=lambda: None)  # type: ignore[arg-type,return-value]
+        check_uri(uri)
     except BadArchiveUriError as error:
         raise SettingsError(f"ARCHIVE: {error.message}") from None
     return uri

@@ -14,14 +14,12 @@ import time
 import zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from email.utils import parsedate_to_datetime
-from functools import partial
+from functools import cached_property, partial
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 from urllib.parse import quote, urlencode, urlsplit
-
-from botocore.exceptions import BotoCoreError, ClientError, FlexibleChecksumError
 
 from include.archive.errors import (
     AlreadyExistsError,
@@ -38,18 +36,22 @@ from include.archive.errors import (
     UploadLostError,
     WrongRegionError,
 )
-from include.archive.stores.base import READ_CHUNK, ObjectInfo, Unfinished, check_size, checked_key, is_of_stem
+from include.archive.stores.base import ObjectInfo, Unfinished, check_size, checked_key, is_of_stem
 from include.archive.stores.courier import Courier, give_up
+from include.archive.stores.s3_access import RefusedError, UnansweredError
 from include.archive.stores.s3_wire import CHECKSUM, Body, Wire, base64_crc32, base64_sha256, combined_crc32
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
     from types import TracebackType
 
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import CompletedPartTypeDef
 
     from include.archive.stores.base import Flow
+    from include.archive.stores.s3_access import Access
+    from include.archive.stores.s3_boto3 import Boto3
+    from include.archive.stores.s3_xml import Listed, Objects
 
 log = logging.getLogger(__name__)
 
@@ -172,17 +174,39 @@ class S3Store:
 
     :param bucket: the bucket's name.
     :param prefix: where the archive begins in it, without slashes at the ends; may be empty.
-    :param client: a boto3 S3 client. Its own retries (mode ``standard``) are the first line against faults.
+    :param client: a boto3 S3 client, whose address, credentials and connections are used. Only what is beyond
+        :class:`include.archive.stores.s3_wire.Wire` goes through the client itself, with its own retries.
+    :param access: instead of a client: how the bucket is reached.
     :param buffer_bytes: memory for each object that is being written; longer ones are sent while they are read.
     """
 
-    def __init__(self, *, bucket: str, prefix: str, client: S3Client, buffer_bytes: int = BUFFER_BYTES) -> None:
+    def __init__(
+        self,
+        *,
+        bucket: str,
+        prefix: str,
+        client: S3Client | None = None,
+        access: Access | None = None,
+        buffer_bytes: int = BUFFER_BYTES,
+    ) -> None:
+        if access is None:
+            if client is None:
+                raise ValueError("a store in S3 takes a client, or an access")
+            from include.archive.stores.s3_boto3 import ClientAccess  # brings botocore
+
+            access = ClientAccess(client, bucket)
         self._bucket = bucket
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
-        self._client = client
+        self._access = access
         self.buffer_bytes = buffer_bytes
-        self._wire = Wire(client, bucket) if Wire.reaches(bucket) else None
+        self._wire = Wire(access) if access.is_plain else None
         self.takes_streams = self._wire is not None
+
+    @cached_property
+    def _boto3(self) -> Boto3:
+        from include.archive.stores.s3_boto3 import Boto3  # brings botocore
+
+        return Boto3(self._access.client(), self._bucket)
 
     def preflight(self, folder: str, *, replacing: bool = False) -> None:
         """See :meth:`include.archive.stores.base.Store.preflight`.
@@ -193,11 +217,11 @@ class S3Store:
         """
         probe = f"{folder}/probe.bin"
         for operation, write in (("PutObject", self._probe_put), ("CompleteMultipartUpload", self._probe_upload)):
-            if not write(probe, IfMatch=_NO_ETAG):
+            if not write(probe, {"If-Match": _NO_ETAG}):
                 continue
-            ignored = write(probe, IfNoneMatch="*")
-            with suppress(StorageError), self._errors("DeleteObject", probe):
-                self._client.delete_object(**self._place(probe))
+            ignored = write(probe, {"If-None-Match": "*"})
+            with suppress(StorageError):
+                self._delete(probe, {})
             if replacing and not ignored:
                 raise ConditionsIgnoredError(
                     f"{self.uri('')}: the store ignores If-Match on {operation}, so a damaged object can't be replaced "
@@ -212,8 +236,9 @@ class S3Store:
 
     def stat(self, key: str) -> ObjectInfo | None:
         """See :meth:`include.archive.stores.base.Store.stat`."""
+        place = self._place(key)
         try:
-            headers = self._sent("HeadObject", key, self._head)
+            headers = self._sent("HeadObject", key, lambda way: way.head(place))
         except ObjectMissingError:
             return None
         prefix = "x-amz-meta-"
@@ -226,42 +251,58 @@ class S3Store:
             modified=parsedate_to_datetime(headers["last-modified"]).timestamp(),
         )
 
-    def _head(self, wire: Wire | None, key: str) -> Mapping[str, str]:
-        if wire is not None:
-            return wire.head(self._prefix + checked_key(key))
-        reply = self._client.head_object(**self._place(key), ChecksumMode="ENABLED")
-        return _lower(reply["ResponseMetadata"]["HTTPHeaders"])
-
-    def _sent(self, operation: str, key: str, send: Callable[[Wire | None, str], _Sent]) -> _Sent:
+    def _sent(self, operation: str, key: str, send: Callable[[Wire | Boto3], _Sent]) -> _Sent:
         """Send something that can be sent again, without boto3 where that is possible, until it is answered."""
         for attempt in range(_ATTEMPTS):
             wire = self._wire  # which another thread may give up meanwhile
             try:
                 with self._errors(operation, key):
-                    return send(wire, key)
+                    return send(wire or self._boto3)
             except (StorageError, StoredBytesDifferError) as error:
-                if wire is None:
-                    # boto3 has tried again by itself, except after a conflict.
-                    if not _is_conflict(error) or attempt == _ATTEMPTS - 1:
+                is_last = attempt == _ATTEMPTS - 1
+                if _is_conflict(error):
+                    # S3 wants the whole upload anew after a conflict with another write of the same key.
+                    if is_last or operation == "CompleteMultipartUpload":
                         raise
-                elif _needs_boto3(error):
+                elif wire is not None and _needs_boto3(error):
                     self._wire, self.takes_streams = None, False
                     continue
-                elif not isinstance(error, _PASSING) or attempt == _ATTEMPTS - 1:
-                    raise
+                elif is_last or not isinstance(error, _PASSING if wire else StoredBytesDifferError):
+                    raise  # boto3 has tried again by itself, except for damaged bytes
             time.sleep(random.uniform(0, 0.2 * 2**attempt))  # noqa: S311 - jitter
         raise StorageUnavailableError(f"{operation} {self.uri(key)}: no attempt is left")
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """See :meth:`include.archive.stores.base.Store.list`."""
-        pages = self._client.get_paginator("list_objects_v2")
-        with self._errors("ListObjectsV2", prefix):
-            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix):
-                for item in page.get("Contents", []):
-                    key = item["Key"][len(self._prefix) :]
-                    # A console "folder" is an empty object whose key ends with a slash.
-                    if key and not key.endswith("/"):
-                        yield _listed(key, item)
+        for page in self._pages(prefix, self._prefix + prefix):
+            for one in page.objects:
+                # A console "folder" is an empty object whose key ends with a slash.
+                if one.key != self._prefix and not one.key.endswith("/"):
+                    yield self._listed(one)
+
+    def _pages(self, prefix: str, place: str, delimiter: str = "") -> Iterator[Objects]:
+        """Yield each page of a listing.
+
+        :param prefix: what is listed, for messages.
+        :param place: the same in the bucket.
+        """
+        following = None
+        while True:
+            asked = following
+            page = self._sent("ListObjectsV2", prefix, lambda way, asked=asked: way.objects(place, delimiter, asked))  # type: ignore[misc]
+            yield page
+            following = self._following("ListObjectsV2", prefix, asked, page.following)
+            if following is None:
+                return
+
+    def _following(self, operation: str, prefix: str, asked: _Sent, following: _Sent) -> _Sent:
+        """Return what to ask for the next page with, unless it is what was asked for this one with."""
+        if following is not None and following == asked:
+            raise StorageUnavailableError(f"{operation} {self.uri(prefix)}: the listing turns in a circle")
+        return following
+
+    def _listed(self, one: Listed) -> ObjectInfo:
+        return ObjectInfo(key=one.key[len(self._prefix) :], size=one.size, etag=one.etag, modified=one.modified)
 
     def each_folder(self, folder: str, name: str) -> Iterator[tuple[str, ObjectInfo | None]]:
         """See :meth:`include.archive.stores.base.Store.each_folder`."""
@@ -277,22 +318,21 @@ class S3Store:
 
     def loose(self, folder: str = "") -> Iterator[ObjectInfo]:
         """See :meth:`include.archive.stores.base.Store.loose`."""
-        prefix = f"{self._prefix}{folder}/" if folder else self._prefix
-        pages = self._client.get_paginator("list_objects_v2")
-        with self._errors("ListObjectsV2", folder):
-            for page in pages.paginate(Bucket=self._bucket, Prefix=prefix, Delimiter="/"):
-                for item in page.get("Contents", []):
-                    if item["Key"] != prefix:
-                        yield _listed(item["Key"][len(self._prefix) :], item)
+        place = f"{self._prefix}{folder}/" if folder else self._prefix
+        for page in self._pages(folder, place, "/"):
+            yield from (self._listed(one) for one in page.objects if one.key != place)
 
     def unfinished(self, prefix: str = "") -> Iterator[Unfinished]:
         """See :meth:`include.archive.stores.base.Store.unfinished`."""
-        pages = self._client.get_paginator("list_multipart_uploads")
-        with self._errors("ListMultipartUploads", prefix):
-            for page in pages.paginate(Bucket=self._bucket, Prefix=f"{self._prefix}{prefix}"):
-                for upload in page.get("Uploads", []):
-                    key = upload["Key"][len(self._prefix) :]
-                    yield Unfinished(key=key, mark=upload["UploadId"], since=upload["Initiated"].timestamp())
+        following, place = None, self._prefix + prefix
+        while True:
+            asked = following
+            page = self._sent("ListMultipartUploads", prefix, lambda way, asked=asked: way.uploads(place, asked))  # type: ignore[misc]
+            for one in page.uploads:
+                yield Unfinished(key=one.key[len(self._prefix) :], mark=one.upload_id, since=one.since)
+            following = self._following("ListMultipartUploads", prefix, asked, page.following)
+            if following is None:
+                return
 
     def discard(self, unfinished: Unfinished) -> bool:
         """See :meth:`include.archive.stores.base.Store.discard`."""
@@ -300,27 +340,31 @@ class S3Store:
 
     def folders(self, folder: str = "") -> Iterator[str]:
         """See :meth:`include.archive.stores.base.Store.folders`."""
-        prefix = f"{self._prefix}{folder}/" if folder else self._prefix
-        pages = self._client.get_paginator("list_objects_v2")
-        with self._errors("ListObjectsV2", folder):
-            for page in pages.paginate(Bucket=self._bucket, Prefix=prefix, Delimiter="/"):
-                for item in page.get("CommonPrefixes", []):
-                    yield item["Prefix"][len(self._prefix) :].rstrip("/")
+        place = f"{self._prefix}{folder}/" if folder else self._prefix
+        for page in self._pages(folder, place, "/"):
+            yield from (one[len(self._prefix) :].rstrip("/") for one in page.folders)
 
     def read(self, key: str, start: int = 0) -> Iterator[bytes]:
         """See :meth:`include.archive.stores.base.Store.read`."""
-        place = {**self._place(key), **({"Range": f"bytes={start}-"} if start else {})}
-        with self._errors("GetObject", key):
-            try:
-                body = self._client.get_object(**place)["Body"]
-            except ClientError as error:
-                if error.response["Error"]["Code"] == "InvalidRange":
-                    return
-                raise
-            try:
-                yield from body.iter_chunks(READ_CHUNK)
-            finally:
-                body.close()
+        place = self._place(key)
+        try:
+            headers, chunks = self._sent("GetObject", key, lambda way: way.get(place, start))
+        except StorageError as error:
+            if _status_of(error) == 416:
+                return
+            raise
+        checksums = {} if start else _checksums(headers)
+        crc32, sha256 = 0, hashlib.sha256()
+        with closing(cast("Generator[bytes]", chunks)), self._errors("GetObject", key):
+            for chunk in chunks:
+                if "crc32" in checksums:
+                    crc32 = zlib.crc32(chunk, crc32)
+                if "sha256" in checksums:
+                    sha256.update(chunk)
+                yield chunk
+        found = {"crc32": f"{crc32:08x}", "sha256": sha256.hexdigest()}
+        if not checksums.items() <= found.items():
+            raise IntegrityError(f"{self.uri(key)}: the bytes do not match the store's own checksum")
 
     def write(
         self,
@@ -370,8 +414,7 @@ class S3Store:
 
     def browse_url(self, key: str) -> str | None:
         """See :meth:`include.archive.stores.base.Store.browse_url`."""
-        host = urlsplit(self._client.meta.endpoint_url).hostname or ""
-        region = self._client.meta.region_name
+        host, region = urlsplit(self._access.address).hostname or "", self._access.region
         for suffix, console in (
             (".amazonaws.com", "console.aws.amazon.com"),
             (".amazonaws.com.cn", "console.amazonaws.cn"),
@@ -383,8 +426,8 @@ class S3Store:
                 return f"https://{region}.{console}/s3/{'object' if is_object else 'buckets'}/{self._bucket}?{query}"
         return None
 
-    def _place(self, key: str) -> Any:
-        return {"Bucket": self._bucket, "Key": self._prefix + checked_key(key)}
+    def _place(self, key: str) -> str:
+        return self._prefix + checked_key(key)
 
     def put(
         self,
@@ -400,23 +443,9 @@ class S3Store:
 
         :raises AlreadyExistsError: when the key is taken.
         """
-
-        def send(wire: Wire | None, key: str) -> None:
-            if wire is not None:
-                headers = _new_object(media_type, metadata, replaces)
-                headers[f"{CHECKSUM}sha256"] = base64_sha256(sha256)
-                wire.put(self._prefix + checked_key(key), data, headers)
-            else:
-                self._client.put_object(
-                    **self._place(key),
-                    Body=bytes(data),
-                    ContentType=media_type,
-                    Metadata=dict(metadata),
-                    ChecksumSHA256=base64_sha256(sha256),
-                    **_condition(replaces),
-                )
-
-        self._sent("PutObject", key, send)
+        place, headers = self._place(key), _new_object(media_type, metadata, replaces)
+        headers[f"{CHECKSUM}sha256"] = base64_sha256(sha256)
+        self._sent("PutObject", key, lambda way: way.put(place, data, headers))
 
     def put_stream(
         self,
@@ -445,38 +474,33 @@ class S3Store:
         if wire is None:
             raise StreamsRefusedError(f"{operation} {self.uri(key)}: only boto3 reaches this bucket")
         with self._errors(operation, key):
-            return wire.put_stream(self._prefix + checked_key(key), body, headers, query)
+            return wire.put_stream(self._place(key), body, headers, query)
 
     def create_upload(self, key: str, *, media_type: str, metadata: Mapping[str, str]) -> str:
         """Begin a multipart upload whose checksum will cover the whole object."""
-        with self._errors("CreateMultipartUpload", key):
-            reply = self._client.create_multipart_upload(
-                **self._place(key),
-                ContentType=media_type,
-                Metadata=dict(metadata),
-                ChecksumAlgorithm="CRC32",
-                ChecksumType="FULL_OBJECT",
-            )
-        if reply["ResponseMetadata"].get("RetryAttempts"):
+        place, attempts = self._place(key), 0
+        headers = _headers(media_type, metadata) | {
+            f"{CHECKSUM}algorithm": "CRC32",
+            f"{CHECKSUM}type": "FULL_OBJECT",
+        }
+
+        def send(way: Wire | Boto3) -> tuple[str, bool]:
+            nonlocal attempts
+            attempts += 1
+            return way.create_upload(place, headers)
+
+        upload_id, was_repeated = self._sent("CreateMultipartUpload", key, send)
+        if was_repeated or attempts > 1:
             # The first answer may have been lost, and with it the id of an upload that nobody would ever end.
-            self._abort_uploads(key, lambda other, upload_id: other == key and upload_id != reply["UploadId"])
-        return reply["UploadId"]
+            self._abort_uploads(key, lambda other, mark: other == key and mark != upload_id)
+        return upload_id
 
     def upload_part(self, key: str, upload_id: str, number: int, data: bytes) -> CompletedPartTypeDef:
         """Send one part, again if it was damaged on the way."""
-        crc32 = base64_crc32(zlib.crc32(data))
-        attempts = _PART_ATTEMPTS
-        while True:
-            attempts -= 1
-            try:
-                with self._errors("UploadPart", key):
-                    reply = self._client.upload_part(
-                        **self._place(key), UploadId=upload_id, PartNumber=number, Body=data, ChecksumCRC32=crc32
-                    )
-                return {"PartNumber": number, "ETag": reply["ETag"], "ChecksumCRC32": crc32}
-            except StoredBytesDifferError:
-                if not attempts:
-                    raise
+        place, crc32 = self._place(key), base64_crc32(zlib.crc32(data))
+        headers = {f"{CHECKSUM}crc32": crc32}
+        etag = self._sent("UploadPart", key, lambda way: way.put_part(place, upload_id, number, data, headers))
+        return {"PartNumber": number, "ETag": etag, "ChecksumCRC32": crc32}
 
     def complete_upload(
         self,
@@ -492,44 +516,39 @@ class S3Store:
 
         :raises AlreadyExistsError: when the key is taken.
         """
-        with self._errors("CompleteMultipartUpload", key):
-            self._client.complete_multipart_upload(
-                **self._place(key),
-                UploadId=upload_id,
-                MultipartUpload={"Parts": parts},
-                MpuObjectSize=size,
-                ChecksumCRC32=base64_crc32(crc32),
-                ChecksumType="FULL_OBJECT",
-                **_condition(replaces),
-            )
+        place = self._place(key)
+        headers = {
+            f"{CHECKSUM}crc32": base64_crc32(crc32),
+            f"{CHECKSUM}type": "FULL_OBJECT",
+            "x-amz-mp-object-size": str(size),
+            **_condition(replaces),
+        }
+        self._sent("CompleteMultipartUpload", key, lambda way: way.complete_upload(place, upload_id, parts, headers))
 
-    def _probe_put(self, probe: str, **condition: str) -> bool:
+    def _probe_put(self, probe: str, condition: Mapping[str, str]) -> bool:
         """Tell whether a conditional write succeeded."""
+        place = self._place(probe)
         try:
-            with self._errors("PutObject", probe):
-                self._client.put_object(**self._place(probe), Body=b"", **condition)  # type: ignore[arg-type]
+            self._sent("PutObject", probe, lambda way: way.put(place, b"", condition))
         except (AlreadyExistsError, ObjectMissingError):
             return False
         return True
 
-    def _probe_upload(self, probe: str, **condition: str) -> bool:
+    def _probe_upload(self, probe: str, condition: Mapping[str, str]) -> bool:
         for _ in range(_ATTEMPTS):
             # Another run that tidies up behind its own probe may take this one away.
             with suppress(UploadLostError):
-                return self._probe_upload_once(probe, **condition)
+                return self._probe_upload_once(probe, condition)
         raise StorageUnavailableError(f"{self.uri(probe)}: uploads disappear before they are complete")
 
-    def _probe_upload_once(self, probe: str, **condition: str) -> bool:
+    def _probe_upload_once(self, probe: str, condition: Mapping[str, str]) -> bool:
+        place = self._place(probe)
         upload_id = self.create_upload(probe, media_type="application/octet-stream", metadata={})
         try:
-            part = self.upload_part(probe, upload_id, 1, b"\0")
-            with self._errors("CompleteMultipartUpload", probe):
-                self._client.complete_multipart_upload(
-                    **self._place(probe),
-                    UploadId=upload_id,
-                    MultipartUpload={"Parts": [part]},
-                    **condition,  # type: ignore[arg-type]
-                )
+            parts = [self.upload_part(probe, upload_id, 1, b"\0")]
+            self._sent(
+                "CompleteMultipartUpload", probe, lambda way: way.complete_upload(place, upload_id, parts, condition)
+            )
         except (AlreadyExistsError, ObjectMissingError):
             self.abort_upload(probe, upload_id)
             return False
@@ -540,14 +559,18 @@ class S3Store:
 
     def delete(self, info: ObjectInfo) -> None:
         """See :meth:`include.archive.stores.base.Store.delete`."""
-        with suppress(ObjectMissingError), self._errors("DeleteObject", info.key):
-            self._client.delete_object(**self._place(info.key), IfMatch=info.etag or "*")
+        with suppress(ObjectMissingError):
+            self._delete(info.key, {"If-Match": info.etag or "*"})
+
+    def _delete(self, key: str, condition: Mapping[str, str]) -> None:
+        place = self._place(key)
+        self._sent("DeleteObject", key, lambda way: way.delete(place, condition))
 
     def abort_upload(self, key: str, upload_id: str) -> bool:
         """Remove an unfinished upload; False when it was gone, or the store refused."""
+        place = self._place(key)
         try:
-            with self._errors("AbortMultipartUpload", key):
-                self._client.abort_multipart_upload(**self._place(key), UploadId=upload_id)
+            self._sent("AbortMultipartUpload", key, lambda way: way.abort_upload(place, upload_id))
         except UploadLostError:
             return False
         except StorageError as error:
@@ -557,26 +580,19 @@ class S3Store:
 
     @contextmanager
     def _errors(self, operation: str, key: str) -> Iterator[None]:
-        """Turn what botocore raises into what it means for the archive; the store's own words stay out."""
+        """Turn the store's refusals into what they mean for the archive; the store's own words stay out."""
+        doing = f"{operation} {self.uri(key)}"
         try:
             yield
-        except ClientError as error:
-            raise _from_reply(error, f"{operation} {self.uri(key)}") from error
-        except FlexibleChecksumError as error:
-            raise IntegrityError(f"{self.uri(key)}: the bytes do not match the store's own checksum") from error
-        except RecursionError:
-            # botocore asks a store that answers with a redirect for the bucket's region, over and over.
-            raise WrongRegionError(
-                f"{operation} {self.uri(key)}: the store only redirects; check its region and endpoint"
-            ) from None
-        except BotoCoreError as error:
-            name, doing = type(error).__name__, f"{operation} {self.uri(key)}"
-            if name in _NO_CREDENTIALS:
+        except RefusedError as error:
+            raise _from_reply(error, doing) from error
+        except UnansweredError as error:
+            if error.reason in _NO_CREDENTIALS:
                 raise StorageDeniedError(
-                    f"{doing}: no usable credentials ({name}); give the store's connection a login and a password, "
-                    "or the machine a role"
+                    f"{doing}: no usable credentials ({error.reason}); give the store's connection a login and a "
+                    "password, or the machine a role"
                 ) from error
-            raise StorageUnavailableError(f"{doing}: {name}") from error
+            raise StorageUnavailableError(f"{doing}: {error.reason}") from error
 
 
 class S3Writer:
@@ -859,9 +875,8 @@ class S3Writer:
         self.abort()
 
 
-def _from_reply(error: ClientError, doing: str) -> ArchiveError:
-    status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    code = re.sub(r"[^A-Za-z0-9._-]", "", str(error.response.get("Error", {}).get("Code", "")))[:64]
+def _from_reply(error: RefusedError, doing: str) -> ArchiveError:
+    status, code = error.status, re.sub(r"[^A-Za-z0-9._-]", "", error.code)[:64]
     message = f"{doing}: {code or 'no code'} (HTTP {status})"
     if code in _EXPIRED:
         return StorageDeniedError(message, permanent=False)
@@ -875,7 +890,7 @@ def _from_reply(error: ClientError, doing: str) -> ArchiveError:
 
 def _status_of(error: ArchiveError) -> int | None:
     cause = error.__cause__
-    return cause.response["ResponseMetadata"]["HTTPStatusCode"] if isinstance(cause, ClientError) else None
+    return cause.status if isinstance(cause, RefusedError) else None
 
 
 def _is_conflict(error: ArchiveError) -> bool:
@@ -890,32 +905,24 @@ def _needs_boto3(error: ArchiveError) -> bool:
 def _refuses_streams(error: ArchiveError) -> bool:
     """Tell whether a store has no word for what it was sent."""
     cause = error.__cause__
-    if isinstance(cause, ClientError) and cause.response["Error"]["Code"] in _TRAILERS_UNKNOWN:
+    if isinstance(cause, RefusedError) and cause.code in _TRAILERS_UNKNOWN:
         return True
     status = _status_of(error)
     malformed = status == 400 and not isinstance(error, _PASSING)
     return malformed or status in {405, 411, 501} or isinstance(error, WrongRegionError)
 
 
+def _headers(media_type: str, metadata: Mapping[str, str]) -> dict[str, str]:
+    return {"Content-Type": media_type, **{f"x-amz-meta-{name}": value for name, value in metadata.items()}}
+
+
 def _new_object(media_type: str, metadata: Mapping[str, str], replaces: ObjectInfo | None) -> dict[str, str]:
     """Return the headers of an upload that must not replace anything but that one version."""
-    notes = {f"x-amz-meta-{name}": value for name, value in metadata.items()}
-    condition = {"If-None-Match": "*"} if replaces is None else {"If-Match": replaces.etag or _NO_ETAG}
-    return {"Content-Type": media_type, **condition, **notes}
+    return {**_headers(media_type, metadata), **_condition(replaces)}
 
 
-def _condition(replaces: ObjectInfo | None) -> Any:
-    """Return the same condition in boto3's words."""
-    return {"IfNoneMatch": "*"} if replaces is None else {"IfMatch": replaces.etag or _NO_ETAG}
-
-
-def _listed(key: str, item: Any) -> ObjectInfo:
-    return ObjectInfo(key=key, size=item["Size"], etag=item["ETag"], modified=item["LastModified"].timestamp())
-
-
-def _lower(headers: Mapping[str, str]) -> dict[str, str]:
-    # Some stores change the case of metadata names.
-    return {name.lower(): value for name, value in headers.items()}
+def _condition(replaces: ObjectInfo | None) -> dict[str, str]:
+    return {"If-None-Match": "*"} if replaces is None else {"If-Match": replaces.etag or _NO_ETAG}
 
 
 def _checksums(headers: Mapping[str, str]) -> dict[str, str]:

@@ -1,10 +1,8 @@
-"""Sending objects to S3 without boto3 in between, which costs three to four times what the bytes themselves do.
+"""The operations of S3 without boto3 in between, which costs three to four times what the bytes themselves do.
 
-Requests are signed with the client's credentials and travel on its own connections, so proxies, certificates and
-addresses are the client's too. The payload is not signed again, since a checksum goes with it: in a header where it is
-known beforehand, else as a trailer behind the last byte, as AWS's SDKs do it by default. A whole object goes with the
-SHA-256 that the archive wants anyway, a part of an upload with its CRC-32, since only those of the parts add up to one
-of the whole.
+The payload is not signed again, since a checksum goes with it: in a header where it is known beforehand, else as a
+trailer behind the last byte, as AWS's SDKs do it by default. A whole object goes with the SHA-256 that the archive
+wants anyway, a part of an upload with its CRC-32, since only those of the parts add up to one of the whole.
 """
 
 from __future__ import annotations
@@ -13,88 +11,65 @@ import base64
 import hashlib
 import hmac
 import re
-import ssl
 import zlib
 from datetime import datetime, timezone
 from functools import lru_cache
-from http.client import HTTPException, HTTPResponse
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
-from botocore.awsrequest import AWSPreparedRequest
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    ConnectionClosedError,
-    EndpointConnectionError,
-    NoCredentialsError,
-    ReadTimeoutError,
-    SSLError,
-)
-from urllib3 import exceptions as urllib3_errors
-from urllib3.util import Timeout
-
 from include.archive.errors import IntegrityError
+from include.archive.stores import s3_xml
+from include.archive.stores.s3_access import Access, RefusedError, Reply, Request, UnansweredError
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from mypy_boto3_s3 import S3Client
-    from urllib3 import HTTPConnectionPool
-
-USER_AGENT = "recall-audio-archive"
+    from include.archive.stores.s3_xml import Element, Objects, Uploads
 
 CHECKSUM = "x-amz-checksum-"
 """What the names of checksums' headers begin with."""
 
 _UNQUOTED = "-_.~"
-_LONGEST_REPLY = 64 * 1024
 _CODE = re.compile(rb"<Code>([^<]{1,64})</Code>")
 _FRAME_BYTES = 1024 * 1024
-_OF_ANOTHER_KIND = re.compile(r"^arn:|--x-s3$")
-"""Access points and directory buckets are signed in ways of their own."""
+_UNSIGNED = "UNSIGNED-PAYLOAD"
+
+_Read = TypeVar("_Read")
 
 
 class Wire:
-    """One bucket, as a place to send bodies to.
+    """One bucket, as a place to send requests to. Each is sent once.
 
-    :param client: whose endpoint, credentials and connections are used.
-    :param bucket: the bucket.
+    Every method raises :class:`RefusedError` when the store refuses, and :class:`UnansweredError` when there is no
+    reply, or none that can be read.
+
+    :param access: how the bucket is reached.
     """
 
-    def __init__(self, client: S3Client, bucket: str) -> None:
-        self._client: Any = client
-        self._bucket = bucket
-        self._address: str | None = None
-        self._pool: HTTPConnectionPool | None = None
-
-    @staticmethod
-    def reaches(bucket: str) -> bool:
-        """Tell whether a bucket is of the plain kind that is signed in the plain way."""
-        return _OF_ANOTHER_KIND.search(bucket) is None
+    def __init__(self, access: Access) -> None:
+        self._access = access
 
     def put(self, key: str, body: bytes | memoryview, headers: Mapping[str, str]) -> Mapping[str, str]:
-        """Send a body whose checksum is among the headers.
+        """Send an object whose checksum is among the headers.
 
         :return: the reply's headers, names in lower case.
-        :raises ClientError: when the store refuses.
-        :raises BotoCoreError: when there is no reply.
         """
-        return self._send("PUT", key, {}, body, {**headers, "Content-Length": str(len(body))})
+        return self._send("PutObject", "PUT", key, body=body, headers=headers, payload=_UNSIGNED, proof="etag")[0]
 
     def head(self, key: str) -> Mapping[str, str]:
-        """Ask for what the store knows of an object, checksums included; returns and raises as :meth:`put` does."""
-        return self._send("HEAD", key, {}, b"", {"X-Amz-Checksum-Mode": "ENABLED"})
+        """Ask for what the store knows of an object, checksums included; returns the same."""
+        headers = {"X-Amz-Checksum-Mode": "ENABLED"}
+        return self._send("HeadObject", "HEAD", key, headers=headers, payload=_UNSIGNED, proof="etag")[0]
 
     def put_stream(
         self, key: str, body: Body, headers: Mapping[str, str], query: Mapping[str, str] | None = None
     ) -> Mapping[str, str]:
-        """Send a body that is read while it is sent; raises as :meth:`put` does, and whatever the body raises.
+        """Send an object, or a part of one, that is read while it is sent; raises besides whatever the body raises.
 
         The store takes it only when the last byte and the checksum behind it have arrived, so a body that raises at
         its end is never stored.
+
+        :return: the reply's headers, names in lower case.
         """
         all_headers = {
             **headers,
@@ -103,57 +78,132 @@ class Wire:
             "X-Amz-Decoded-Content-Length": str(body.size),
             "X-Amz-Trailer": CHECKSUM + body.algorithm,
         }
+        operation, payload = "UploadPart" if query else "PutObject", "STREAMING-UNSIGNED-PAYLOAD-TRAILER"
         try:
-            return self._send("PUT", key, query or {}, body, all_headers, payload="STREAMING-UNSIGNED-PAYLOAD-TRAILER")
-        except BotoCoreError:
+            return self._send(operation, "PUT", key, query or {}, body, all_headers, payload=payload, proof="etag")[0]
+        except UnansweredError:
             if body.failure is not None:
-                raise body.failure from None  # botocore takes everything that is raised here for one of its own
+                raise body.failure from None  # it looks like a fault of the connection
             raise
+
+    def put_part(self, key: str, upload_id: str, number: int, body: bytes, headers: Mapping[str, str]) -> str:
+        """Send a part whose checksum is among the headers; return its ETag."""
+        query = {"partNumber": str(number), "uploadId": upload_id}
+        return self._send("UploadPart", "PUT", key, query, body, headers, payload=_UNSIGNED, proof="etag")[0]["etag"]
+
+    def create_upload(self, key: str, headers: Mapping[str, str]) -> tuple[str, bool]:
+        """Begin an upload; return its id, and whether it was asked for more than once."""
+        _, content = self._send("CreateMultipartUpload", "POST", key, {"uploads": ""}, headers=headers)
+        return _read(content, "InitiateMultipartUploadResult", lambda root: _present(root["UploadId"])), False
+
+    def complete_upload(
+        self, key: str, upload_id: str, parts: Sequence[Mapping[str, Any]], headers: Mapping[str, str]
+    ) -> None:
+        """Make an upload visible. S3 may answer that all is well, and behind it that nothing is."""
+        body, query = s3_xml.parts(parts), {"uploadId": upload_id}
+        _, content = self._send("CompleteMultipartUpload", "POST", key, query, body, headers)
+        _read(content, "CompleteMultipartUploadResult", lambda root: None)
+
+    def abort_upload(self, key: str, upload_id: str) -> None:
+        """Remove an upload."""
+        self._send("AbortMultipartUpload", "DELETE", key, {"uploadId": upload_id})
+
+    def delete(self, key: str, headers: Mapping[str, str]) -> None:
+        """Remove an object."""
+        self._send("DeleteObject", "DELETE", key, headers=headers)
+
+    def objects(self, prefix: str, delimiter: str, following: str | None) -> Objects:
+        """List objects.
+
+        :param delimiter: ends what is only named as a folder; may be empty.
+        :param following: what the page before gave for this.
+        """
+        query = {"list-type": "2", "prefix": prefix, "encoding-type": "url"}
+        query |= {"delimiter": delimiter} if delimiter else {}
+        query |= {"continuation-token": following} if following else {}
+        _, content = self._send("ListObjectsV2", "GET", "", query)
+        return _read(content, "ListBucketResult", s3_xml.objects)
+
+    def uploads(self, prefix: str, following: tuple[str, str] | None) -> Uploads:
+        """List unfinished uploads.
+
+        :param following: what the page before gave for this.
+        """
+        query = {"uploads": "", "prefix": prefix}
+        query |= {"key-marker": following[0], "upload-id-marker": following[1]} if following else {}
+        _, content = self._send("ListMultipartUploads", "GET", "", query)
+        return _read(content, "ListMultipartUploadsResult", s3_xml.uploads)
+
+    def get(self, key: str, start: int) -> tuple[Mapping[str, str], Iterator[bytes]]:
+        """Read an object.
+
+        :param start: how many bytes to leave out at the beginning.
+        :return: the reply's headers, names in lower case, and the bytes.
+        """
+        headers = {"Range": f"bytes={start}-"} if start else {"X-Amz-Checksum-Mode": "ENABLED"}
+        reply = self._reply("GetObject", "GET", key, headers=headers, stream_output=True)
+        if reply.status_code != (206 if start else 200):
+            raise _refusal(reply)
+        content = (piece for piece in (reply.content,) if piece)
+        return _lower(reply.headers), reply.chunks or content
 
     def _send(
         self,
+        operation: str,
         method: str,
         key: str,
-        query: Mapping[str, str],
-        body: Any,
-        headers: Mapping[str, str],
-        payload: str = "UNSIGNED-PAYLOAD",
-    ) -> Mapping[str, str]:
-        if self._address is None:
-            # Only botocore knows how this bucket is addressed; a presigned URL would show the global endpoint.
-            operation = self._client.meta.service_model.operation_model("PutObject")
-            place = {"Bucket": self._bucket, "Key": "x"}
-            self._address = self._client._resolve_endpoint_ruleset(operation, place, {})[0].rstrip("/")
-        url = f"{self._address}/{quote(key, safe=_UNQUOTED + '/')}"
+        query: Mapping[str, str] | None = None,
+        body: Any = b"",
+        headers: Mapping[str, str] | None = None,
+        *,
+        payload: str | None = None,
+        proof: str = "",
+    ) -> tuple[Mapping[str, str], bytes]:
+        """Return the headers, names in lower case, and the body of a reply that tells of success.
+
+        :param payload: what is signed in the place of the body.
+        :param proof: a header without which it is none.
+        """
+        reply = self._reply(operation, method, key, query, body, headers, payload=payload)
+        reply_headers = _lower(reply.headers)
+        if reply.status_code not in {200, 204} or (proof and proof not in reply_headers):
+            raise _refusal(reply)
+        return reply_headers, reply.content
+
+    def _reply(
+        self,
+        operation: str,
+        method: str,
+        key: str,
+        query: Mapping[str, str] | None = None,
+        body: Any = b"",
+        headers: Mapping[str, str] | None = None,
+        *,
+        payload: str | None = None,
+        stream_output: bool = False,
+    ) -> Reply:
+        address = self._access.address
+        is_whole = not key and address.count("/") > 2  # the bucket itself, named in the path
+        url = address if is_whole else f"{address}/{quote(key, safe=_UNQUOTED + '/')}"
         if query:
             url += "?" + urlencode(sorted(query.items()), safe=_UNQUOTED, quote_via=quote)
-        signed: Any = self._signed(method, url, headers, payload)
-        request = AWSPreparedRequest(method, url, signed, body, stream_output=False)
-        # As the client does: who watches its requests, or answers in the place of S3, sees these as well.
-        operation = "HeadObject" if method == "HEAD" else "UploadPart" if query else "PutObject"
-        _, reply = self._client.meta.events.emit_until_response(f"before-send.s3.{operation}", request=request)
-        if reply is None:
-            reply = self._transmit(request)
-        reply_headers = {name.lower(): value for name, value in reply.headers.items()}
-        if reply.status_code == 200 and "etag" in reply_headers:
-            return reply_headers
-        code = _CODE.search(reply.content or b"")
-        refusal: Any = {
-            "Error": {"Code": code[1].decode("ascii", "replace") if code else ""},
-            "ResponseMetadata": {"HTTPStatusCode": reply.status_code},
-        }
-        raise ClientError(refusal, operation)
+        # Every body that isn't an iterable has a length, and some stores want to hear of that of an empty one.
+        length = {"Content-Length": str(len(body))} if method in {"PUT", "POST"} and not isinstance(body, Body) else {}
+        signed = self._signed(method, url, {**(headers or {}), **length}, payload or hashlib.sha256(body).hexdigest())
+        return self._transmit(Request(operation, method, url, signed, body, stream_output))
+
+    def _transmit(self, request: Request) -> Reply:
+        return self._access.transmit(request)
 
     def _signed(self, method: str, url: str, headers: Mapping[str, str], payload: str) -> dict[str, str]:
         """Return headers with a signature, version 4, of all of them but the length.
 
         As botocore's signer makes it, which takes five times as long.
         """
-        keeper = self._client._request_signer._credentials
-        if keeper is None:
-            raise NoCredentialsError
-        credentials = keeper.get_frozen_credentials()
-        address, region = urlsplit(url), self._client.meta.region_name
+        credentials, region = self._access.credentials(), self._access.region
+        if credentials is None:
+            raise UnansweredError("NoCredentialsError")
+        address = urlsplit(url)
         moment = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}"
         scope = f"{moment[:8]}/{region}/s3/aws4_request"
         host = address.netloc.removesuffix({"http": ":80", "https": ":443"}[address.scheme])
@@ -173,29 +223,6 @@ class Wire:
         )
         return signed
 
-    def _transmit(self, request: Any) -> Any:
-        """Send a signed request on one of the client's connections; returns and raises as its own session does.
-
-        That session, and urllib3 below it, take ten times as long for this as the request itself does.
-        """
-        session = self._client._endpoint.http_session
-        if session._proxy_config.proxy_url_for(request.url):
-            return session.send(request)
-        if self._pool is None:
-            pool = session._manager.connection_from_url(request.url)
-            session._setup_ssl_cert(pool, request.url, session._verify)
-            self._pool = pool
-        try:
-            return _exchanged(self._pool, request)
-        except urllib3_errors.NewConnectionError as error:
-            raise EndpointConnectionError(endpoint_url=request.url, error=error) from error
-        except (TimeoutError, urllib3_errors.TimeoutError) as error:
-            raise ReadTimeoutError(endpoint_url=request.url, error=error) from error
-        except (ssl.SSLError, urllib3_errors.SSLError) as error:
-            raise SSLError(endpoint_url=request.url, error=error) from error
-        except (OSError, HTTPException, urllib3_errors.HTTPError) as error:
-            raise ConnectionClosedError(endpoint_url=request.url, error=error) from error
-
 
 @lru_cache(maxsize=4)
 def _signing_key(secret: str, day: str, region: str) -> bytes:
@@ -205,71 +232,33 @@ def _signing_key(secret: str, day: str, region: str) -> bytes:
     return key
 
 
-class _Reply(NamedTuple):
-    """What comes back, under the names that botocore has for it."""
-
-    status_code: int
-    headers: Mapping[str, str]
-    content: bytes
+def _refusal(reply: Any) -> RefusedError:
+    code = _CODE.search(reply.content or b"")
+    return RefusedError(reply.status_code, code[1].decode("ascii", "replace") if code else "")
 
 
-def _exchanged(pool: HTTPConnectionPool, request: Any) -> _Reply:
-    """Send a request and read the reply on a connection of a pool, which gets it back if it is good for another."""
-    connection: Any = pool._get_conn()
-    is_good = False
+def _read(content: bytes, name: str, reading: Callable[[Element], _Read]) -> _Read:
+    """Read an answer of that name; S3 may have begun it with success and ended it with an error."""
     try:
-        timeout = pool.timeout.clone()
-        timeout.start_connect()
-        connection.timeout = Timeout.resolve_default_timeout(timeout.connect_timeout)
-        pool._validate_conn(connection)
-        if connection.is_closed:
-            connection.connect()
-        sock = connection.sock
-        sock.settimeout(Timeout.resolve_default_timeout(timeout.read_timeout))
-        is_sent = _is_sent(sock, request)
-        with sock.makefile("rb") as reader:
-            reply, is_whole = _reply(reader, request.method)
-        is_good = is_sent and is_whole
-        return reply
-    finally:
-        if not is_good:
-            connection.close()
-        pool._put_conn(connection)
+        root = s3_xml.read(content)
+        if root.name == "Error":
+            raise RefusedError(200, root["Code"])
+        if root.name != name:
+            raise UnansweredError("UnreadableReply")
+        return reading(root)
+    except ValueError as error:
+        raise UnansweredError("UnreadableReply") from error
 
 
-def _is_sent(sock: socket.socket, request: Any) -> bool:
-    """Send a request; tell whether the other side took it to its end. It may have answered before it hung up."""
-    address = urlsplit(request.url)
-    target = f"{address.path}?{address.query}" if address.query else address.path
-    fields = {"Accept-Encoding": "identity", "User-Agent": USER_AGENT, **request.headers}
-    lines = [f"{request.method} {target} HTTP/1.1", *(f"{name}: {fields[name]}" for name in fields)]
-    if any("\r" in line or "\n" in line for line in lines):
-        raise ValueError("a header of several lines")
-    body = request.body
-    try:
-        sock.sendall("\r\n".join([*lines, "", ""]).encode("latin-1"))
-        for piece in (body,) if isinstance(body, (bytes, bytearray, memoryview)) else body:
-            sock.sendall(piece)
-    except (BrokenPipeError, ConnectionResetError):
-        return False
-    return True
+def _present(text: str) -> str:
+    if not text:
+        raise s3_xml.UnreadableError("what was asked for is missing")
+    return text
 
 
-def _reply(reader: Any, method: str) -> tuple[_Reply, bool]:
-    """Read a reply; tell whether the connection is good for another request."""
-    head, end, rest = reader.peek().partition(b"\r\n\r\n")
-    if head.startswith(b"HTTP/1.1 200") and end and not rest:
-        # By far the most replies are like this, and the standard library takes long for each.
-        lines = (line.partition(":") for line in head.decode("latin-1").split("\r\n")[1:])
-        headers = {name.lower(): value.strip() for name, _, value in lines}
-        is_bare = method == "HEAD" or headers.get("content-length") == "0"
-        if is_bare and not {"transfer-encoding", "connection"} & headers.keys():
-            return _Reply(200, headers, b""), True
-    opened: Any = SimpleNamespace(makefile=lambda mode: reader)
-    reply = HTTPResponse(opened, method=method)
-    reply.begin()
-    content = reply.read(_LONGEST_REPLY)
-    return _Reply(reply.status, dict(reply.headers), content), reply.isclosed() and not reply.will_close
+def _lower(headers: Mapping[str, str]) -> dict[str, str]:
+    # Some stores change the case of metadata names.
+    return {name.lower(): value for name, value in headers.items()}
 
 
 class Body:

@@ -12,25 +12,34 @@ from botocore.config import Config
 from include.archive.stores import LocalStore
 from include.archive.stores import s3 as s3_module
 from include.archive.stores.s3 import S3Store
+from include.archive.stores.s3_access import Credentials, Direct, address_of
+from include.archive.stores.s3_boto3 import ClientAccess
 from tests.include.archive.support import Archive
 from tests.moto_server import moto_server
 from tests.strict_s3.process import Process
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from include.archive.stores.s3_access import Access
 
 BUCKET = "archive"
 TEST_AGENT = "by-the-test-itself"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what is asked of every store on all of them; the engine's tests spare themselves the second S3 server."""
+    """Run what is asked of every store on all of them, and on a bucket in all the ways in which one is reached.
+
+    The engine's tests spare themselves the second S3 server, and all ways but the one without boto3.
+    """
+    is_about_stores = metafunc.module.__name__.endswith(("test_stores", "test_s3_faults"))
     if "archive" in metafunc.fixturenames:
-        kinds = ["local", "s3"]
-        if metafunc.module.__name__.endswith("test_stores"):
-            kinds.append("moto")
-        metafunc.parametrize("archive", kinds, indirect=True)
+        metafunc.parametrize(
+            "archive", ["local", "s3", *(["client", "boto3", "moto"] * is_about_stores)], indirect=True
+        )
+    if "bucket" in metafunc.fixturenames:
+        metafunc.parametrize("bucket", ["s3", "client"] if is_about_stores else ["s3"], indirect=True)
 
 
 @pytest.fixture(scope="session")
@@ -150,7 +159,22 @@ def _vandal(endpoint: str) -> Any:
     return make_client(endpoint, agent=TEST_AGENT)
 
 
-def _s3(client: Any, *, kind: str = "s3", server: Process | None = None) -> Archive:
+def make_access(endpoint: str, **changes: Any) -> Direct:
+    """Say how the bucket is reached without a client."""
+    address = address_of(BUCKET, "us-east-1", endpoint)
+    assert address is not None
+    keys = Credentials("testing", "testing")
+    options = {"keys": lambda: keys, "make_client": lambda: make_client(endpoint), **changes}
+    return Direct(address=address, region="us-east-1", **options)
+
+
+class OnlyBoto3(ClientAccess):
+    """A bucket of a kind for which there is but the client itself."""
+
+    is_plain = False
+
+
+def _s3(client: Any, *, kind: str = "s3", way: str = "client", server: Process | None = None) -> Archive:
     vandal = _vandal(client.meta.endpoint_url)
     prefix = f"runs/{uuid.uuid4().hex}"
 
@@ -174,10 +198,15 @@ def _s3(client: Any, *, kind: str = "s3", server: Process | None = None) -> Arch
         reply = client.list_multipart_uploads(Bucket=BUCKET, Prefix=prefix + "/")
         return [upload["Key"][len(prefix) + 1 :] for upload in reply.get("Uploads", [])]
 
+    ways: dict[str, Callable[[], Access]] = {
+        "s3": lambda: make_access(client.meta.endpoint_url),
+        "client": lambda: ClientAccess(client, BUCKET),
+        "boto3": lambda: OnlyBoto3(client, BUCKET),
+    }
     return Archive(
         kind=kind,
         proof="store-checksum",
-        store=S3Store(bucket=BUCKET, prefix=prefix, client=client),
+        store=S3Store(bucket=BUCKET, prefix=prefix, access=ways[way]()),
         get=lambda key: client.get_object(Bucket=BUCKET, Key=f"{prefix}/{key}")["Body"].read(),
         put=put,
         keys=keys,
@@ -194,7 +223,7 @@ def archive(request: pytest.FixtureRequest, tmp_path: Path) -> Archive:
         return _local(tmp_path / "archive")
     if request.param == "moto":
         return _s3(request.getfixturevalue("moto"), kind="moto")
-    return _s3(request.getfixturevalue("s3"), server=request.getfixturevalue("strict"))
+    return _s3(request.getfixturevalue("s3"), way=request.param, server=request.getfixturevalue("strict"))
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -202,7 +231,7 @@ def faithful(request: pytest.FixtureRequest, tmp_path: Path) -> Archive:
     """A store that replaces one version and no other, which moto does not."""
     if request.param == "local":
         return _local(tmp_path / "archive")
-    return _s3(request.getfixturevalue("s3"), server=request.getfixturevalue("strict"))
+    return _s3(request.getfixturevalue("s3"), way=request.param, server=request.getfixturevalue("strict"))
 
 
 @pytest.fixture
@@ -211,5 +240,5 @@ def local(tmp_path: Path) -> Archive:
 
 
 @pytest.fixture
-def bucket(s3: Any, strict: Process) -> Archive:
-    return _s3(s3, server=strict)
+def bucket(request: pytest.FixtureRequest, s3: Any, strict: Process) -> Archive:
+    return _s3(s3, way=request.param, server=strict)

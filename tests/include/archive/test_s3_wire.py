@@ -17,6 +17,7 @@ from include.archive import errors
 from include.archive.copy import Stop
 from include.archive.stores import s3 as s3_module
 from include.archive.stores.s3 import S3Store
+from include.archive.stores.s3_boto3 import ClientAccess
 from include.archive.stores.s3_wire import Body, Wire, base64_sha256
 from tests.include.archive.conftest import BUCKET, make_client
 from tests.include.archive.support import STEM, Archive, FakeSource, audio, run, samples, sha256
@@ -33,7 +34,7 @@ OPERATIONS = {WHOLE: "PutObject", PARTS: "UploadPart"}
 
 
 @pytest.mark.parametrize(
-    ("bucket", "options"),
+    ("name", "options"),
     [
         ("archive", {"region_name": "us-east-1"}),
         ("archive", {"region_name": "eu-central-1"}),
@@ -46,7 +47,7 @@ OPERATIONS = {WHOLE: "PutObject", PARTS: "UploadPart"}
         ("archive", {"endpoint_url": "http://127.0.0.1:9000", "region_name": "eu-central-1"}),
     ],
 )
-def test_requests_go_where_boto3_sends_its_own(bucket: str, options: dict[str, Any]) -> None:
+def test_requests_go_where_boto3_sends_its_own(name: str, options: dict[str, Any]) -> None:
     client: Any = boto3.client("s3", aws_access_key_id="testing", aws_secret_access_key="testing", **options)
     seen: list[str] = []
 
@@ -55,8 +56,8 @@ def test_requests_go_where_boto3_sends_its_own(bucket: str, options: dict[str, A
         return AWSResponse(request.url, 200, {"ETag": "x"}, SimpleNamespace(stream=lambda: []))
 
     client.meta.events.register("before-send.s3", answer)
-    client.head_object(Bucket=bucket, Key="recordings/dt=2026-03-04/ä b.ogg")
-    wire = Wire(client, bucket)
+    client.head_object(Bucket=name, Key="recordings/dt=2026-03-04/ä b.ogg")
+    wire = Wire(ClientAccess(client, name))
     wire._transmit = answer  # type: ignore[method-assign]
     wire.head("recordings/dt=2026-03-04/ä b.ogg")
     assert seen[0] == seen[1]
@@ -78,7 +79,7 @@ def test_signatures_are_those_that_botocore_makes(
 
     client.meta.events.register("before-send.s3", answer)
     headers = {"Content-Type": "audio/ogg", "If-None-Match": "*", "x-amz-meta-note": " two  words "}
-    wire = Wire(client, "archive")
+    wire = Wire(ClientAccess(client, "archive"))
     wire.put("dt=2026-03-04/ä b~.ogg", b"abc", headers)
     wire.put_stream("dt=2026-03-04/ä b~.ogg", Body(iter([memoryview(b"abc")]), 3), headers, query)
     assert len(seen) == 2
@@ -99,7 +100,7 @@ def test_signatures_are_those_that_botocore_makes(
 def test_a_connection_that_broke_is_not_used_again(strict: Process) -> None:
     """Half a body is on it, so the next request would be taken for the rest."""
     client: Any = make_client(strict.endpoint)
-    wire = Wire(client, BUCKET)
+    wire = Wire(ClientAccess(client, BUCKET))
 
     digest = base64_sha256(sha256(b"whole"))
 

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import boto3
 import pytest
-from botocore.exceptions import ClientError, ConnectionClosedError
-from botocore.stub import Stubber
 
 from include.archive import errors
 from include.archive.stores import LocalStore, Store, open_store
 from include.archive.stores import s3 as s3_module
 from include.archive.stores.s3 import S3Store
-from tests.include.archive.conftest import BUCKET, make_client
+from include.archive.stores.s3_access import UnansweredError
+from tests.include.archive.conftest import BUCKET, OnlyBoto3, make_access, make_client
 from tests.include.archive.support import STEM, Archive, audio, sha256
 
 if TYPE_CHECKING:
@@ -629,19 +628,10 @@ def test_longest_names_fit(archive: Archive) -> None:
 # -- S3 --------------------------------------------------------------------------------------------------------------
 
 
-class Proxy:
-    """An S3 client of which single calls are replaced."""
-
-    def __init__(self, client: Any, **calls: Any) -> None:
-        self._client = client
-        self.__dict__.update(calls)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._client, name)
-
-
-def refusal(code: str, status: int) -> ClientError:
-    return ClientError({"Error": {"Code": code, "Message": "m"}, "ResponseMetadata": {"HTTPStatusCode": status}}, "Op")  # type: ignore[typeddict-item]
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda self, context: 0.0)
+    monkeypatch.setattr("include.archive.stores.s3.random.uniform", lambda low, high: 0.0)
 
 
 @pytest.mark.parametrize("size", [None, 1, PART, 200 * 2**30, 5 * 2**40])
@@ -684,15 +674,16 @@ def test_known_sizes_get_parts_of_one_length() -> None:
         ("Something New\n", 418, "storage_refused", True),
     ],
 )
-def test_refusals_are_coded(s3_endpoint: str, code: str, status: int, expected: str, permanent: bool) -> None:
-    client = make_client(s3_endpoint)
-    store = S3Store(bucket=BUCKET, prefix="x", client=client)
-    with Stubber(client) as stub:
-        stub.add_client_error("list_objects_v2", code, "a message with AKIA-secret", status)
-        with pytest.raises(errors.ArchiveError) as caught:
-            list(store.list())
+@pytest.mark.parametrize("way", ["direct", "boto3"])
+@pytest.mark.usefixtures("no_pauses")
+def test_refusals_are_coded(strict: Process, way: str, code: str, status: int, expected: str, permanent: bool) -> None:
+    access = make_access(strict.endpoint) if way == "direct" else OnlyBoto3(make_client(strict.endpoint), BUCKET)
+    rule = {"operation": "ListObjectsV2", "action": "error", "code": code, "status": status, "times": None}
+    strict.faults(rule)
+    with pytest.raises(errors.ArchiveError) as caught:
+        list(S3Store(bucket=BUCKET, prefix="x", access=access).list())
     assert (caught.value.code, caught.value.permanent) == (expected, permanent)
-    assert "AKIA" not in str(caught.value)
+    assert "as asked for" not in str(caught.value), "what the store says stays out"
     assert "\n" not in str(caught.value)
 
 
@@ -717,23 +708,18 @@ def test_a_server_that_is_not_there_is_retryable(s3_endpoint: str) -> None:
 
 
 @pytest.mark.parametrize("size", [10, PART + 10])
-def test_a_lost_answer_is_resolved_by_looking(
-    bucket: Archive, s3: Any, monkeypatch: pytest.MonkeyPatch, size: int
-) -> None:
+def test_a_lost_answer_is_resolved_by_looking(bucket: Archive, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     store: Any = bucket.store
+    send = store._wire._transmit
 
-    def losing(send: Any) -> Any:
-        def lose(request: Any) -> Any:
-            reply = send(request)
-            if request.headers.get("If-None-Match"):
-                raise ConnectionClosedError(endpoint_url="x")
-            return reply
-
-        return lose
+    def lose(request: Any) -> Any:
+        reply = send(request)
+        if request.headers.get("If-None-Match"):
+            raise UnansweredError("ConnectionClosedError")
+        return reply
 
     data = audio(size)
-    for sender, name in ((s3._endpoint.http_session, "send"), (store._wire, "_transmit")):
-        monkeypatch.setattr(sender, name, losing(getattr(sender, name)))
+    monkeypatch.setattr(store._wire, "_transmit", lose)
     with pytest.raises(errors.AlreadyExistsError):
         save(store, data)
     assert b"".join(store.read("a.ogg")) == data
@@ -753,44 +739,35 @@ def test_a_bucket_elsewhere_is_left_to_boto3(bucket: Archive, strict: Process) -
     assert bucket.get(KEY) == data
 
 
-def test_a_conflict_at_completion_loses_the_upload(s3: Any) -> None:
-    def complete(**kwargs: Any) -> None:
-        assert kwargs["IfNoneMatch"] == "*"
-        raise refusal("ConditionalRequestConflict", 409)
-
-    client: Any = Proxy(s3, complete_multipart_upload=complete)
-    store = S3Store(bucket=BUCKET, prefix="conflict-2", client=client)
+def test_a_conflict_at_completion_loses_the_upload(bucket: Archive, strict: Process) -> None:
+    rule = {"operation": "CompleteMultipartUpload", "action": "error", "code": "ConditionalRequestConflict"}
+    strict.faults({**rule, "times": None})
     with pytest.raises(errors.UploadLostError):
-        save(store, audio(PART + 1))
-    assert s3.list_multipart_uploads(Bucket=BUCKET, Prefix="conflict-2/").get("Uploads", []) == []
+        save(bucket.store, audio(PART + 1))
+    assert len(strict.journal("CompleteMultipartUpload")) == 1
+    assert bucket.leftovers() == []
 
 
-def test_a_part_damaged_on_the_way_is_sent_again(s3: Any) -> None:
-    refusals = [refusal("BadDigest", 400)] * 2
-
-    def upload_part(**kwargs: Any) -> Any:
-        if refusals:
-            raise refusals.pop()
-        return s3.upload_part(**kwargs)
-
-    client: Any = Proxy(s3, upload_part=upload_part)
-    store = S3Store(bucket=BUCKET, prefix="damaged-part", client=client)
+@pytest.mark.parametrize("way", ["s3", "boto3"])
+def test_a_part_damaged_on_the_way_is_sent_again(strict: Process, s3: Any, way: str) -> None:
+    strict.faults({"operation": "UploadPart", "action": "error", "code": "BadDigest", "times": 2})
+    access = make_access(strict.endpoint) if way == "s3" else OnlyBoto3(s3, BUCKET)
+    store = S3Store(bucket=BUCKET, prefix="damaged-part", access=access)
     data = audio(PART + 1)
     save(store, data)
     assert b"".join(store.read("a.ogg")) == data
 
 
-def test_a_failing_abort_does_not_hide_why(s3: Any, caplog: pytest.LogCaptureFixture) -> None:
-    def refuse(**kwargs: Any) -> None:
-        raise refusal("SlowDown", 503)
-
-    client: Any = Proxy(s3, abort_multipart_upload=refuse)
-    store = S3Store(bucket=BUCKET, prefix="failing-abort", client=client)
+def test_a_failing_abort_does_not_hide_why(
+    bucket: Archive, strict: Process, caplog: pytest.LogCaptureFixture, no_pauses: None
+) -> None:
+    strict.faults({"operation": "AbortMultipartUpload", "action": "error", "code": "SlowDown", "times": None})
     with pytest.raises(KeyboardInterrupt):
-        save(store, audio(PART + 1), meanwhile=interrupt)
-    (upload,) = s3.list_multipart_uploads(Bucket=BUCKET, Prefix="failing-abort/")["Uploads"]
-    assert upload["UploadId"] in caplog.text
-    assert S3Store(bucket=BUCKET, prefix="failing-abort", client=s3).abort_stale("a") == 1
+        save(bucket.store, audio(PART + 1), meanwhile=interrupt)
+    (upload,) = strict.state()["uploads"]
+    assert upload["upload_id"] in caplog.text
+    strict.control("DELETE", "faults")
+    assert bucket.store.abort_stale("a") == 1
 
 
 def test_checksums_are_those_of_whole_objects_only() -> None:
