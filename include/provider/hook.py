@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from contextlib import contextmanager
 from datetime import datetime
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseHook
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Connection
 
     from include.archive.stores import Store
+    from include.archive.stores.s3_access import Access
     from include.recall.client import RecallClient
     from include.recall.media import MediaClient
     from include.recall.poll import Poller
@@ -195,17 +197,34 @@ def get_store(aws_conn_id: str = "aws_default") -> Store:
     """
     from include.archive.stores import open_store
 
-    def s3_client() -> Any:
+    @cache
+    def s3_hook() -> Any:
         from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
+        return S3Hook(aws_conn_id=aws_conn_id)
+
+    def s3_access(bucket: str) -> Access | None:
+        from include.archive.stores.s3_boto3 import direct_access
+
+        hook = s3_hook()
+        return direct_access(
+            hook.get_session(region_name=hook.region_name)._session,
+            bucket,
+            client=s3_client,
+            endpoint_url=hook.conn_config.get_service_endpoint_url("s3"),
+            verify=hook.verify,
+            config=hook.config,
+        )
+
+    def s3_client() -> Any:
         from include.recall.redaction import redact_logs
 
         # At level DEBUG botocore logs each request with its signature, and here with its whole body: the audio itself.
         redact_logs(*(f"botocore.{name}" for name in ("auth", "endpoint", "hooks", "httpsession", "awsrequest")))
         logging.getLogger("botocore.endpoint").setLevel(logging.INFO)
-        return S3Hook(aws_conn_id=aws_conn_id).get_conn()
+        return s3_hook().get_conn()
 
-    return open_store(settings.ARCHIVE_URI.get(), s3_client=s3_client)
+    return open_store(settings.ARCHIVE_URI.get(), s3_client=s3_client, s3_access=s3_access)
 
 
 def folder_of(recording: Mapping[str, Any]) -> str:
