@@ -7,11 +7,44 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
+
+
+def ways(work: dict[str, Any]) -> dict[str, Any]:
+    """Return how the store is reached: without a client, but for checkouts from before that was possible."""
+
+    def s3_client() -> Any:
+        from botocore.config import Config
+        from botocore.session import get_session
+
+        # With the settings that the amazon provider's connection has, but without boto3, which only adds to botocore's
+        # client what the engine does not use.
+        config = Config(max_pool_connections=work["workers"])
+        return get_session().create_client("s3", endpoint_url=work["endpoint"], verify=work["ca"], config=config)
+
+    try:
+        from include.archive.stores import s3_access
+    except ImportError:
+        return {"s3_client": s3_client}
+    region = os.environ["AWS_DEFAULT_REGION"]
+    keys = s3_access.Credentials(os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"])
+
+    def access(bucket: str) -> Any:
+        return s3_access.Direct(
+            address=str(s3_access.address_of(bucket, region, work["endpoint"])),
+            region=region,
+            keys=lambda: keys,
+            make_client=s3_client,
+            verify=work["ca"] or True,
+            connections=work["workers"],
+        )
+
+    return {"s3_access": access}
 
 
 def main() -> None:
@@ -24,16 +57,7 @@ def main() -> None:
     from include.recall.media import MediaClient, PartSource
     from include.recall.models import SignedLink
 
-    def s3_client() -> Any:
-        from botocore.config import Config
-        from botocore.session import get_session
-
-        # With the settings that the amazon provider's connection has, but without boto3, which only adds to botocore's
-        # client what the engine does not use.
-        config = Config(max_pool_connections=work["workers"])
-        return get_session().create_client("s3", endpoint_url=work["endpoint"], verify=work["ca"], config=config)
-
-    store = open_store(f"s3://{work['bucket']}", s3_client=s3_client)
+    store = open_store(f"s3://{work['bucket']}", **ways(work))
     media = MediaClient(allowed_hosts=[urlsplit(work["urls"][0]).netloc], ca_bundle=work["ca"])
     wall, cpu = time.monotonic(), time.process_time()
     # Checkouts from before there was a survey look each part up by itself.
