@@ -28,4 +28,7 @@ with suppress(ImportError, AttributeError):
 with suppress(ImportError):
     import airflow.providers.amazon.aws.hooks.s3  # noqa: F401
 
-    import include.archive.stores.s3  # noqa: F401
+    import include.archive.stores.s3
+    import include.archive.stores.s3_boto3  # noqa: F401
+
+    include.archive.stores.s3_access.trusting(True)

@@ -201,6 +201,11 @@ def get_store(aws_conn_id: str = "aws_default") -> Store:
     def s3_hook() -> Any:
         from airflow.providers.amazon.aws.hooks.s3 import S3Hook
 
+        from include.recall.redaction import redact_logs
+
+        # At level DEBUG botocore logs each request with its signature, and here with its whole body: the audio itself.
+        redact_logs(*(f"botocore.{name}" for name in ("auth", "endpoint", "hooks", "httpsession", "awsrequest")))
+        logging.getLogger("botocore.endpoint").setLevel(logging.INFO)
         return S3Hook(aws_conn_id=aws_conn_id)
 
     def s3_access(bucket: str) -> Access | None:
@@ -217,11 +222,6 @@ def get_store(aws_conn_id: str = "aws_default") -> Store:
         )
 
     def s3_client() -> Any:
-        from include.recall.redaction import redact_logs
-
-        # At level DEBUG botocore logs each request with its signature, and here with its whole body: the audio itself.
-        redact_logs(*(f"botocore.{name}" for name in ("auth", "endpoint", "hooks", "httpsession", "awsrequest")))
-        logging.getLogger("botocore.endpoint").setLevel(logging.INFO)
         return s3_hook().get_conn()
 
     return open_store(settings.ARCHIVE_URI.get(), s3_client=s3_client, s3_access=s3_access)

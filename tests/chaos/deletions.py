@@ -331,8 +331,7 @@ def delete(ends: Ends, meeting: Meeting, scope: str) -> int:
 
 def kill_at(when: str, number: int) -> None:
     """Kill this process before or after the n-th call that it makes to anything outside."""
-    from botocore.httpsession import URLLib3Session
-
+    from include.archive.stores.s3_wire import Wire
     from include.recall.client import RecallClient
     from include.recall.media import MediaClient
 
@@ -357,7 +356,7 @@ def kill_at(when: str, number: int) -> None:
 
     around(RecallClient, "_send")
     around(MediaClient, "_get_once")
-    around(URLLib3Session, "send")
+    around(Wire, "_transmit")
     for name in FILE_CALLS:
         around(os, name)
 

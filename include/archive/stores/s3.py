@@ -10,13 +10,14 @@ import math
 import os
 import random
 import re
+import threading
 import time
 import zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from email.utils import parsedate_to_datetime
-from functools import cached_property, partial
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, TypeVar, cast
 from urllib.parse import quote, urlencode, urlsplit
@@ -201,12 +202,16 @@ class S3Store:
         self.buffer_bytes = buffer_bytes
         self._wire = Wire(access) if access.is_plain else None
         self.takes_streams = self._wire is not None
+        self._boto3: Boto3 | None = None
+        self._lock = threading.Lock()
 
-    @cached_property
-    def _boto3(self) -> Boto3:
+    def _through_boto3(self) -> Boto3:
         from include.archive.stores.s3_boto3 import Boto3  # brings botocore
 
-        return Boto3(self._access.client(), self._bucket)
+        with self._lock:  # a session of boto3 can't make two clients at once
+            if self._boto3 is None:
+                self._boto3 = Boto3(self._access.client(), self._bucket)
+            return self._boto3
 
     def preflight(self, folder: str, *, replacing: bool = False) -> None:
         """See :meth:`include.archive.stores.base.Store.preflight`.
@@ -257,7 +262,7 @@ class S3Store:
             wire = self._wire  # which another thread may give up meanwhile
             try:
                 with self._errors(operation, key):
-                    return send(wire or self._boto3)
+                    return send(wire or self._through_boto3())
             except (StorageError, StoredBytesDifferError) as error:
                 is_last = attempt == _ATTEMPTS - 1
                 if _is_conflict(error):

@@ -99,7 +99,8 @@ def direct_access(
         return None
     scoped = session.get_scoped_config()
     if endpoint_url is None:
-        if "services" in scoped or "endpoint_url" in scoped or session.get_config_variable(_IGNORED):
+        ignores_them = session.get_config_variable("ignore_configured_endpoint_urls")
+        if "services" in scoped or "endpoint_url" in scoped or ignores_them:
             return None
         endpoint_url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
     region = region or options.get("region_name") or session.get_config_variable("region")
@@ -126,9 +127,6 @@ def direct_access(
         read_timeout=options.get("read_timeout") or SECONDS,
         connections=options.get("max_pool_connections") or 10,
     )
-
-
-_IGNORED = "ignore_configured_endpoint_urls"
 
 
 def _is_set_up(session: Any) -> bool:
