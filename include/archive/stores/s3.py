@@ -19,7 +19,7 @@ from contextlib import closing, contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import quote, urlencode, urlsplit
 
 from include.archive.errors import (
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from include.archive.stores.base import Flow
     from include.archive.stores.s3_access import Access
     from include.archive.stores.s3_boto3 import Boto3
-    from include.archive.stores.s3_xml import Listed, Objects
+    from include.archive.stores.s3_xml import Listed, Objects, Uploads
 
 log = logging.getLogger(__name__)
 
@@ -158,6 +158,7 @@ def part_bytes(size: int | None, number: int) -> int:
 
 
 _Sent = TypeVar("_Sent")
+_Page = TypeVar("_Page", "Objects", "Uploads")
 
 
 _PASSING = (StorageUnavailableError, StoredBytesDifferError)
@@ -279,32 +280,36 @@ class S3Store:
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """See :meth:`include.archive.stores.base.Store.list`."""
-        for page in self._pages(prefix, self._prefix + prefix):
+        for page in self._objects(prefix, self._prefix + prefix):
             for one in page.objects:
                 # A console "folder" is an empty object whose key ends with a slash.
                 if one.key != self._prefix and not one.key.endswith("/"):
                     yield self._listed(one)
 
-    def _pages(self, prefix: str, place: str, delimiter: str = "") -> Iterator[Objects]:
-        """Yield each page of a listing.
+    def _objects(self, prefix: str, place: str, delimiter: str = "") -> Iterator[Objects]:
+        """Yield each page of a listing of objects.
 
         :param prefix: what is listed, for messages.
         :param place: the same in the bucket.
         """
-        following = None
-        while True:
-            asked = following
-            page = self._sent("ListObjectsV2", prefix, lambda way, asked=asked: way.objects(place, delimiter, asked))  # type: ignore[misc]
-            yield page
-            following = self._following("ListObjectsV2", prefix, asked, page.following)
-            if following is None:
-                return
+        return self._pages(
+            "ListObjectsV2", prefix, lambda way, following: way.objects(place, delimiter, following=following)
+        )
 
-    def _following(self, operation: str, prefix: str, asked: _Sent, following: _Sent) -> _Sent:
-        """Return what to ask for the next page with, unless it is what was asked for this one with."""
-        if following is not None and following == asked:
-            raise StorageUnavailableError(f"{operation} {self.uri(prefix)}: the listing turns in a circle")
-        return following
+    def _pages(self, operation: str, prefix: str, ask: Callable[..., _Page]) -> Iterator[_Page]:
+        """Yield each page of a listing.
+
+        :param ask: asks for one, given the way to do so and what the page before named as ``following``.
+        """
+        following: Any = None
+        while True:
+            page = self._sent(operation, prefix, partial(ask, following=following))
+            yield page
+            if page.following is None:
+                return
+            if page.following == following:
+                raise StorageUnavailableError(f"{operation} {self.uri(prefix)}: the listing turns in a circle")
+            following = page.following
 
     def _listed(self, one: Listed) -> ObjectInfo:
         return ObjectInfo(key=one.key[len(self._prefix) :], size=one.size, etag=one.etag, modified=one.modified)
@@ -324,20 +329,18 @@ class S3Store:
     def loose(self, folder: str = "") -> Iterator[ObjectInfo]:
         """See :meth:`include.archive.stores.base.Store.loose`."""
         place = f"{self._prefix}{folder}/" if folder else self._prefix
-        for page in self._pages(folder, place, "/"):
+        for page in self._objects(folder, place, "/"):
             yield from (self._listed(one) for one in page.objects if one.key != place)
 
     def unfinished(self, prefix: str = "") -> Iterator[Unfinished]:
         """See :meth:`include.archive.stores.base.Store.unfinished`."""
-        following, place = None, self._prefix + prefix
-        while True:
-            asked = following
-            page = self._sent("ListMultipartUploads", prefix, lambda way, asked=asked: way.uploads(place, asked))  # type: ignore[misc]
+        place = self._prefix + prefix
+        pages = self._pages(
+            "ListMultipartUploads", prefix, lambda way, following: way.uploads(place, following=following)
+        )
+        for page in pages:
             for one in page.uploads:
                 yield Unfinished(key=one.key[len(self._prefix) :], mark=one.upload_id, since=one.since)
-            following = self._following("ListMultipartUploads", prefix, asked, page.following)
-            if following is None:
-                return
 
     def discard(self, unfinished: Unfinished) -> bool:
         """See :meth:`include.archive.stores.base.Store.discard`."""
@@ -346,7 +349,7 @@ class S3Store:
     def folders(self, folder: str = "") -> Iterator[str]:
         """See :meth:`include.archive.stores.base.Store.folders`."""
         place = f"{self._prefix}{folder}/" if folder else self._prefix
-        for page in self._pages(folder, place, "/"):
+        for page in self._objects(folder, place, "/"):
             yield from (one[len(self._prefix) :].rstrip("/") for one in page.folders)
 
     def read(self, key: str, start: int = 0) -> Iterator[bytes]:

@@ -9,6 +9,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from botocore import UNSIGNED
 from botocore.config import Config
 from botocore.credentials import Credentials as BotocoreCredentials
 from botocore.loaders import create_loader
@@ -143,6 +144,7 @@ OF_BOTOCORE_ALONE: list[tuple[dict[str, str], str, dict[str, Any]]] = [
     ({}, "", {"region": "us-east-1", "config": Config(proxies={"https": "http://proxy.example"})}),
     ({}, "", {"region": "us-east-1", "config": Config(client_cert="/srv/cert.pem")}),
     ({}, "", {"region": "us-east-1", "config": Config(signature_version="s3")}),
+    ({}, "", {"region": "us-east-1", "config": Config(signature_version=UNSIGNED)}),
     ({"HTTPS_PROXY": "http://proxy.example"}, "", {"region": "us-east-1"}),
     ({"http_proxy": "http://proxy.example"}, "", {"endpoint_url": "http://s3.example"}),
 ]

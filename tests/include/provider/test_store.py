@@ -8,6 +8,8 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
+from airflow.providers.amazon.aws.hooks.base_aws import BaseSessionFactory
+from botocore.session import Session
 
 from include.archive.stores.s3 import PART_BYTES
 from include.provider.hook import get_store
@@ -54,6 +56,18 @@ def test_an_ordinary_bucket_takes_no_client(s3: StrictS3, monkeypatch: pytest.Mo
     assert list(store.read("some/key", 10))
     store.delete(info)
     assert store.abort_stale_below(["some"]) == 0
+
+
+def test_a_session_of_the_deployments_own_makes_a_client(s3: StrictS3, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be one whose clients send other requests."""
+    made = []
+    monkeypatch.setattr(
+        "airflow.providers.amazon.aws.hooks.base_aws.SessionFactory", type("Own", (BaseSessionFactory,), {})
+    )
+    create = Session.create_client
+    monkeypatch.setattr(Session, "create_client", lambda *args, **options: made.append(1) or create(*args, **options))
+    assert get_store().put_if_absent("some/key", AUDIO, "audio/wav")
+    assert made
 
 
 def test_signatures_are_not_logged_at_any_level(s3: StrictS3, caplog: pytest.LogCaptureFixture) -> None:
