@@ -264,7 +264,7 @@ def exchanged(pool: HTTPConnectionPool, request: Any) -> Reply:
     :param request: a :class:`Request`, or one of botocore's.
     :raises UnansweredError: when there is no reply.
     """
-    with _named_faults():
+    with named_faults():
         connection: Any = pool._get_conn()
         is_good = is_lent = False
         try:
@@ -296,7 +296,7 @@ def _chunks(pool: HTTPConnectionPool, connection: Any, rest: HTTPResponse) -> It
     """Yield what is left of a reply, then give the connection back."""
     is_good = False
     try:
-        with _named_faults():
+        with named_faults():
             while chunk := rest.read(READ_CHUNK):
                 yield chunk
             if rest.length:
@@ -310,7 +310,8 @@ def _chunks(pool: HTTPConnectionPool, connection: Any, rest: HTTPResponse) -> It
 
 
 @contextmanager
-def _named_faults() -> Iterator[None]:
+def named_faults() -> Iterator[None]:
+    """Turn the faults of connections into :class:`UnansweredError`."""
     try:
         yield
     except urllib3_errors.NewConnectionError as error:

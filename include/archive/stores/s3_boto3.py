@@ -28,6 +28,7 @@ from include.archive.stores.s3_access import (
     address_of,
     exchanged,
     is_plain_bucket,
+    named_faults,
 )
 from include.archive.stores.s3_xml import Begun, Listed, Objects, Uploads
 
@@ -214,10 +215,8 @@ class ClientAccess:
 
 
 def _chunks(reply: Any) -> Iterator[bytes]:
-    try:
+    with named_faults():
         yield from reply.raw.stream(amt=READ_CHUNK)
-    except (OSError, ValueError) as error:
-        raise UnansweredError("ResponseStreamingError") from error
 
 
 class Boto3:
@@ -304,12 +303,16 @@ class Boto3:
         where = {"Range": f"bytes={start}-"} if start else {}
         with _answers():
             body = self._client.get_object(**self._bucket, Key=key, **where)["Body"]
-        return {}, self._chunks(body)
+        return {}, self._chunks(key, body)
 
-    def _chunks(self, body: Any) -> Iterator[bytes]:
+    def _chunks(self, key: str, body: Any) -> Iterator[bytes]:
         try:
             with _answers():
-                yield from body.iter_chunks(READ_CHUNK)
+                try:
+                    yield from body.iter_chunks(READ_CHUNK)
+                except FlexibleChecksumError as error:
+                    where = f"s3://{self._bucket['Bucket']}/{key}"
+                    raise IntegrityError(f"{where}: the bytes do not match the store's own checksum") from error
         finally:
             body.close()
 
@@ -322,8 +325,6 @@ def _answers() -> Iterator[None]:
     except ClientError as error:
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         raise RefusedError(status, str(error.response.get("Error", {}).get("Code", ""))) from error
-    except FlexibleChecksumError as error:
-        raise IntegrityError("the bytes do not match the store's own checksum") from error
     except RecursionError:
         # botocore asks a store that answers with a redirect for the bucket's region, over and over.
         raise RefusedError(301, "PermanentRedirect") from None

@@ -19,7 +19,7 @@ from include.archive import errors
 from include.archive.copy import archive_body
 from include.archive.stores import s3 as s3_module
 from include.archive.stores.s3 import S3Store
-from tests.include.archive.conftest import BUCKET, make_client
+from tests.include.archive.conftest import BUCKET, OnlyBoto3, make_client
 from tests.include.archive.support import IDS, STEM, Archive, FakeSource, audio, run, sha256
 from tests.strict_s3.process import Process
 
@@ -313,12 +313,14 @@ def test_racing_large_uploads_leave_one_object(strict: Process) -> None:
 
 @pytest.mark.parametrize("size", [SMALL, LARGE])
 @pytest.mark.parametrize("bit", [0, -1])
-def test_flipped_bits_are_found_by_reading(bucket: Archive, strict: Process, size: int, bit: int) -> None:
+def test_flipped_bits_are_found_by_reading(bucket: Archive, s3: Any, strict: Process, size: int, bit: int) -> None:
     run(bucket, FakeSource(audio(size)))
     (key,) = strict.state()["objects"]
     strict.control("POST", "tamper", {"key": key, "flip": bit})
-    with pytest.raises(errors.IntegrityError):
-        b"".join(bucket.store.read(KEY))
+    prefix = key.removesuffix(f"/{KEY}")
+    for store in (bucket.store, S3Store(bucket=BUCKET, prefix=prefix, access=OnlyBoto3(s3, BUCKET))):
+        with pytest.raises(errors.IntegrityError, match=f"s3://{BUCKET}/{key}: "):
+            b"".join(store.read(KEY))
 
 
 @pytest.mark.parametrize("size", [SMALL, LARGE])

@@ -97,6 +97,36 @@ def test_signatures_are_those_that_botocore_makes(
         assert request.headers["Authorization"] == again.headers["Authorization"]
 
 
+class Proxied(ClientAccess):
+    """A bucket behind a proxy, to which only the client's own session knows the way."""
+
+    _is_behind_proxy = True
+
+
+@pytest.mark.parametrize("size", [1000, WHOLE, PARTS])
+def test_what_is_behind_a_proxy_goes_through_the_clients_session(strict: Process, size: int) -> None:
+    client: Any = make_client(strict.endpoint)
+    send, sent = client._endpoint.http_session.send, []
+    client._endpoint.http_session.send = lambda request: sent.append(request.method) or send(request)
+    store = S3Store(bucket=BUCKET, prefix="p", access=Proxied(client, BUCKET))
+    bucket = SimpleNamespace(store=store)
+    store.preflight("recordings")
+    assert run(bucket, FakeSource(audio(size))).sha256 == sha256(audio(size))  # type: ignore[arg-type]
+    assert run(bucket, FakeSource(audio(size))).action == "already_present"  # type: ignore[arg-type]
+    assert [one.key for one in store.list()] == [KEY]
+    chunks = list(store.read(KEY))
+    assert b"".join(chunks) == audio(size)
+    assert max(map(len, chunks)) <= 1024 * 1024
+    assert b"".join(store.read(KEY, 900)) == audio(size)[900:]
+    assert list(store.read(KEY, size)) == []
+    assert len(sent) == len(strict.journal())
+    strict.faults({"operation": "GetObject", "times": None, "action": "cut", "bytes": 500})
+    with pytest.raises(errors.StorageUnavailableError):
+        b"".join(store.read(KEY))
+    strict.faults({"operation": "ListObjectsV2", "action": "drop"})
+    assert [one.key for one in store.list()] == [KEY]
+
+
 def test_a_connection_that_broke_is_not_used_again(strict: Process) -> None:
     """Half a body is on it, so the next request would be taken for the rest."""
     client: Any = make_client(strict.endpoint)
