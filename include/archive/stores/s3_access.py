@@ -179,7 +179,11 @@ class Direct:
 
     def transmit(self, request: Request) -> Reply:
         """See :meth:`Access.transmit`."""
-        return exchanged(self._pool, request)
+        try:
+            pool = self._pool
+        except OSError as error:
+            raise UnansweredError("SSLError") from error  # the list of certificates can't be read
+        return exchanged(pool, request)
 
     def client(self) -> S3Client:
         """See :meth:`Access.client`."""

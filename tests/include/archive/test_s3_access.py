@@ -277,6 +277,15 @@ def test_an_answer_that_breaks_off_is_none(sent: bytes) -> None:
         thread.join()
 
 
+@pytest.mark.parametrize("content", [None, "no certificates"])
+def test_a_list_of_certificates_that_cannot_be_read(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "ca.pem").write_text(content)
+    access = make_access("https://127.0.0.1:1", verify=str(tmp_path / "ca.pem"))
+    with pytest.raises(errors.StorageUnavailableError, match="SSLError"):
+        S3Store(bucket=BUCKET, prefix="", access=access).stat("a")
+
+
 def test_a_silent_store_is_given_up() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
