@@ -270,6 +270,7 @@ def exchanged(pool: HTTPConnectionPool, request: Any) -> Reply:
     """
     with named_faults():
         connection: Any = pool._get_conn()
+        reader: Any = None
         is_good = is_lent = False
         try:
             timeout = pool.timeout.clone()
@@ -286,11 +287,12 @@ def exchanged(pool: HTTPConnectionPool, request: Any) -> Reply:
             if rest is not None:
                 is_lent = True
                 return reply._replace(chunks=_chunks(pool, connection, rest))
-            reader.close()
             is_good = is_sent and is_whole
             return reply
         finally:
             if not is_lent:
+                if reader is not None:
+                    reader.close()
                 if not is_good:
                     connection.close()
                 pool._put_conn(connection)

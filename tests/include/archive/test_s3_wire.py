@@ -270,7 +270,11 @@ def test_a_refusal_before_the_body_is_the_one_that_is_told() -> None:
         store = S3Store(bucket=BUCKET, prefix="", client=make_client(server.endpoint))
         with store.write(KEY, media_type="audio/ogg", size=WHOLE) as writer:
             flow = SimpleNamespace(
-                chunks=lambda count: iter([memoryview(audio(count))]), mark=lambda: None, sha256="0" * 64
+                chunks=lambda count: iter([memoryview(audio(count))]),
+                mark=lambda: None,
+                sha256="0" * 64,
+                is_ahead=False,
+                can_keep=False,
             )
             with pytest.raises(errors.NoSuchBucketError):
                 writer.take(flow, dict)  # type: ignore[arg-type]
