@@ -12,6 +12,7 @@ import io
 import re
 import socket
 import ssl
+import struct
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from urllib3.util import Url
 
 _USUAL_HEAD = re.compile(r"HTTP/1\.1 (20[06])[^\r\n]*((?:\r\n[!#-9;-~]+:[^\r\n]*)+)")
+_COLLECTING = struct.pack("@ll", 0, 200_000)
+"""How long, as the kernel takes it, a read waits for more when some has come."""
 _FIELD = re.compile(r"\r\n([^:]+):[ \t]*([^\r\n]*?)[ \t]*(?=\r|$)")
 
 
@@ -81,6 +84,7 @@ class _Response(http.client.HTTPResponse):
         self._reader = _Reader(self._wire)
         self.fp = self._reader
         self._sock = sock
+        self._patience: float | None = None
         self._holds_some = True
 
     def begin(self) -> None:
@@ -124,13 +128,30 @@ class _Response(http.client.HTTPResponse):
             count = self._reader.readinto1(room[:held])
             self._holds_some = count < held
         else:
-            # TLS gives 16 KiB at a time, and each layer in between costs for each of them.
-            count = self._sock.recv_into(room)
+            count = self._filled(room)
         if self.length is not None:
             self.length -= count
         if not count or self.length == 0:
             self._close_conn()  # type: ignore[attr-defined]
         return count
+
+    def _filled(self, room: memoryview) -> int:
+        if isinstance(self._sock, ssl.SSLSocket):
+            # It gives 16 KiB at a time, and each layer in between costs for each of them.
+            return self._sock.recv_into(room)
+        if self._patience is None:
+            # The kernel waits until there is much to be had. A timeout of Python's own means to be called, and to wait
+            # for the interpreter, for each bit that comes.
+            self._patience = self._sock.gettimeout()
+            self._sock.settimeout(None)
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _COLLECTING)
+        end = None if self._patience is None else time.monotonic() + self._patience
+        while True:
+            try:
+                return self._sock.recv_into(room, 0, socket.MSG_WAITALL)
+            except BlockingIOError:
+                if end is not None and time.monotonic() > end:
+                    raise TimeoutError("timed out") from None
 
 
 class Reply:

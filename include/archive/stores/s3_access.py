@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import socket
 import ssl
+import struct
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -40,6 +41,8 @@ LONGEST_REPLY = 8 * 1024 * 1024
 
 _PLAIN_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _OF_ANOTHER_KIND = re.compile(r"^arn:|--(x|xa|op)-s3$")
+_SMALL_BYTES = 1024
+_MORE = getattr(socket, "MSG_MORE", 0)
 _IP = re.compile(r"[0-9.]+|.*:.*")
 _REGION = re.compile(r"[a-z0-9][a-z0-9-]{0,61}[a-z0-9]")
 _SUFFIXES = (
@@ -339,13 +342,37 @@ def _is_sent(sock: socket.socket, request: Any) -> bool:
     if any("\r" in line or "\n" in line for line in lines):
         raise ValueError("a header of several lines")
     body = request.body
+    is_plain, timeout = not isinstance(sock, ssl.SSLSocket), sock.gettimeout()
     try:
-        sock.sendall("\r\n".join([*lines, "", ""]).encode("latin-1"))
+        if is_plain:
+            # The kernel waits until all of a piece is sent. A timeout of Python's own means to be called, and to wait
+            # for the interpreter, for each bit that the other side takes.
+            sock.settimeout(None)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(timeout))
+        small = "\r\n".join([*lines, "", ""]).encode("latin-1")
         for piece in (body,) if isinstance(body, (bytes, bytearray, memoryview)) else body:
+            if len(piece) < _SMALL_BYTES:
+                small += piece
+                continue
+            if small:
+                sock.sendall(small, _MORE if is_plain else 0)
+                small = b""
             sock.sendall(piece)
+        sock.sendall(small)
     except (BrokenPipeError, ConnectionResetError):
         return False
+    except BlockingIOError:
+        raise TimeoutError("timed out") from None
+    finally:
+        if is_plain:
+            sock.settimeout(timeout)
     return True
+
+
+def _timeval(seconds: float | None) -> bytes:
+    """Return a time as the kernel takes it; None is for ever."""
+    whole = int(seconds or 0)
+    return struct.pack("@ll", whole, int(((seconds or 0) - whole) * 1_000_000))
 
 
 def _reply(reader: Any, request: Any) -> tuple[Reply, HTTPResponse | None, bool]:
