@@ -181,6 +181,7 @@ class Ahead:
         end: int,
     ) -> None:
         self.transferred = 0
+        self.ways = lanes.share
         self._lanes = lanes
         self._open_range = open_range
         self._interrupt = interrupt

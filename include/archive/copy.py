@@ -464,9 +464,9 @@ class _Reader:
         return self._transferred + (self._ahead.transferred if self._ahead is not None else 0)
 
     @property
-    def is_ahead(self) -> bool:
-        """Tell whether the body is read in ranges; chunks can be kept then."""
-        return self._ahead is not None
+    def ways(self) -> int:
+        """On how many connections the body comes."""
+        return self._ahead.ways if self._ahead is not None else 1
 
     def read(self, buffer: memoryview, most: int | None = None) -> memoryview:
         """Return the next bytes, in ``buffer`` or in memory of another's, which stay until the next are asked for."""
@@ -697,8 +697,8 @@ class _Flow:
         self._spares_left = spares
         self._spares: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
         self._is_in_view = False
-        self.is_ahead = reader.is_ahead
-        self.can_keep = self.is_ahead or spares > 0
+        self.ways = reader.ways
+        self.can_keep = self.ways > 1 or spares > 0
         self._marked: tuple[_Digests, int] | None = None
 
     def chunks(self, count: int | None = None) -> Iterator[memoryview]:
@@ -718,7 +718,7 @@ class _Flow:
         """See :meth:`include.archive.stores.base.Flow.keep`."""
         if not self._is_in_view:
             return self._reader.keep()
-        if self.is_ahead:
+        if self.ways > 1:
             return lambda: None  # what was read before the ranges; nothing else is ever read there
         kept = self._view
         if self._spares_left:
@@ -777,7 +777,7 @@ class _Flow:
             self._is_header_due = False
             return memoryview(self._header)
         chunk, self._head = self._head, self._view[:0]
-        self._is_in_view = bool(chunk) or not self.is_ahead
+        self._is_in_view = bool(chunk) or self.ways == 1
         if not chunk and not self.is_complete:
             chunk = self._reader.read(self._view, most)
         if chunk:

@@ -74,8 +74,8 @@ class Flow(Protocol):
         ...
 
     @property
-    def is_ahead(self) -> bool:
-        """Whether the body comes on several connections, because one is slow."""
+    def ways(self) -> int:
+        """On how many connections the body comes: several where one is slow."""
         ...
 
     @property

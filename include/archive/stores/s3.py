@@ -74,11 +74,17 @@ S3 takes 5 GiB; but a fault of the store midway makes all of it come from the so
 STREAM_BYTES = 64 * 1024 * 1024
 """About how long the parts of a longer one are: what a store's fault midway makes it send again."""
 
+FEW_WAYS = 4
+"""On so many connections from the source, bytes come no faster than a single one to the store takes them."""
+
 AHEAD_PART_BYTES = 5 * 1024 * 1024
 """About how long the parts are of a body that comes on several connections.
 
 It is S3's least: the bytes of all parts that are under way wait in memory.
 """
+
+COURIER_BYTES = 4 * 1024 * 1024
+"""From so many bytes on, a thread of its own for sending them is worth it."""
 
 MOST_COURIERS = 32
 """How many parts of one object are under way at the same time."""
@@ -666,7 +672,7 @@ class S3Writer:
         """See :meth:`include.archive.stores.base.Writer.take`."""
         if self._size is not None and self._size > self._store.buffer_bytes and self._store.takes_streams:
             self._is_streamed = True
-            if flow.is_ahead and self._size > AHEAD_PART_BYTES:
+            if flow.ways > FEW_WAYS and self._size > AHEAD_PART_BYTES:
                 return self._take_side_by_side(flow, notes)
             return self._take_whole(flow) if self._size <= WHOLE_BYTES else self._take_parts(flow, notes)
         for chunk in flow.chunks():
@@ -750,7 +756,9 @@ class S3Writer:
         while True:
             body = Body(flow.chunks(count), count, sha256)
             try:
-                return self._carried(flow, count, send, sha256) if flow.can_keep else send(body)
+                if flow.can_keep and count >= COURIER_BYTES:
+                    return self._carried(flow, count, send, sha256)
+                return send(body)
             except (StorageError, StoredBytesDifferError) as error:
                 if body.failure is not None:
                     raise

@@ -93,24 +93,24 @@ def test_parts_go_out_side_by_side(bucket: Archive, strict: Process, monkeypatch
 @pytest.mark.parametrize("size", [SIZE, SIZE + 1])
 def test_samples_get_their_header_and_padding(archive: Archive, size: int) -> None:
     data = samples(size)
-    part = run(archive, FakeSource(data), source_format="raw", duration=None, lanes=Lanes(4))
+    part = run(archive, FakeSource(data), source_format="raw", duration=None, lanes=Lanes(6))
     assert archive.get(part.key) == wav_header(PcmFormat(), size) + data + bytes(size % 2)
     assert part.source_sha256 == sha256(data)
 
 
 def test_a_second_run_reads_ahead_for_comparison_only(archive: Archive) -> None:
     data = audio(SIZE)
-    run(archive, FakeSource(data), lanes=Lanes(4))
+    run(archive, FakeSource(data), lanes=Lanes(6))
     archive.store.put_if_absent(f"{STEM}-2.ogg", data[:100], "audio/ogg")
     with pytest.raises(errors.ContentConflictError):
-        run(archive, FakeSource(data), stem=f"{STEM}-2", lanes=Lanes(4))
+        run(archive, FakeSource(data), stem=f"{STEM}-2", lanes=Lanes(6))
 
 
 @pytest.mark.parametrize("closes", [False, True])
 def test_a_cut_range_is_resumed_where_it_was_cut(archive: Archive, closes: bool) -> None:  # noqa: FBT001
     cuts = [300_000, 1_000_001, 1_000_002, 5_000_000, SIZE - 1]
     source = FakeSource(audio(SIZE), cuts=cuts, closes=closes)
-    part = run(archive, source, lanes=Lanes(4))
+    part = run(archive, source, lanes=Lanes(6))
     assert sha256(archive.get(KEY)) == part.sha256 == sha256(source.data)
     assert part.transferred == SIZE
     assert archive.leftovers() == []
@@ -119,7 +119,7 @@ def test_a_cut_range_is_resumed_where_it_was_cut(archive: Archive, closes: bool)
 def test_a_range_that_never_comes_fails_the_copy(archive: Archive) -> None:
     source = FakeSource(audio(SIZE), breaks_at=7_000_000)
     with pytest.raises(CutError):
-        run(archive, source, lanes=Lanes(4))
+        run(archive, source, lanes=Lanes(6))
     assert (archive.keys(), archive.leftovers()) == ([], [])
     wait_for_no("ahead")
 
@@ -135,14 +135,14 @@ class Boastful(FakeSource):
 
 def test_a_source_that_ignores_ranges_is_read_in_one(archive: Archive) -> None:
     source = Boastful(audio(SIZE))
-    part = run(archive, source, lanes=Lanes(4))
+    part = run(archive, source, lanes=Lanes(6))
     assert sha256(archive.get(KEY)) == part.sha256 == sha256(source.data)
 
 
 def test_versions_are_never_mixed(archive: Archive) -> None:
     first, second = audio(SIZE, seed=1), audio(SIZE, seed=2)
     source = FakeSource(first, later=(second, '"v2"'))
-    part = run(archive, source, lanes=Lanes(4))
+    part = run(archive, source, lanes=Lanes(6))
     assert part.sha256 == sha256(archive.get(KEY)) == sha256(second)
 
 
@@ -158,7 +158,7 @@ def test_versions_are_never_mixed(archive: Archive) -> None:
 def test_only_the_part_that_failed_is_fetched_again(bucket: Archive, strict: Process, rule: dict[str, Any]) -> None:
     strict.faults({"operation": "UploadPart", "skip": 1, **rule})
     source = FakeSource(audio(SIZE))
-    part = run(bucket, source, lanes=Lanes(4))
+    part = run(bucket, source, lanes=Lanes(6))
     assert sha256(bucket.get(KEY)) == part.sha256 == sha256(source.data)
     assert SIZE < source.sent <= SIZE + s3_module.AHEAD_PART_BYTES + 2 * 1024 * 1024
     assert bucket.leftovers() == []
@@ -174,7 +174,7 @@ def test_a_part_that_comes_otherwise_the_second_time_is_not_mixed_in(bucket: Arc
                 self.data = second  # a whole part is asked for again
             return super().open(offset, if_match)
 
-    part = run(bucket, Turning(first), lanes=Lanes(4))
+    part = run(bucket, Turning(first), lanes=Lanes(6))
     assert part.sha256 == sha256(bucket.get(KEY)) == sha256(second)
     assert bucket.leftovers() == []
 
@@ -182,7 +182,7 @@ def test_a_part_that_comes_otherwise_the_second_time_is_not_mixed_in(bucket: Arc
 def test_a_store_that_refuses_for_good_ends_all_of_it(bucket: Archive, strict: Process) -> None:
     strict.faults({"operation": "UploadPart", "action": "error", "code": "AccessDenied", "times": None})
     with pytest.raises(errors.StorageDeniedError):
-        run(bucket, FakeSource(audio(SIZE)), lanes=Lanes(4))
+        run(bucket, FakeSource(audio(SIZE)), lanes=Lanes(6))
     assert (bucket.keys(), bucket.leftovers()) == ([], [])
     wait_for_no("ahead")
     wait_for_no("courier")
@@ -210,7 +210,7 @@ def test_a_stop_ends_every_range(archive: Archive) -> None:
     threading.Timer(0.5, stop.set).start()
     began = time.monotonic()
     with pytest.raises(errors.StoppedError):
-        run(archive, Silent(audio(SIZE)), lanes=Lanes(4), stop=stop)
+        run(archive, Silent(audio(SIZE)), lanes=Lanes(6), stop=stop)
     assert time.monotonic() - began < 30
     assert (archive.keys(), archive.leftovers()) == ([], [])
     wait_for_no("ahead")
@@ -266,7 +266,7 @@ class TestAFastSource:
     @pytest.mark.parametrize("size", [300_000, s3_module.PART_BYTES, 3 * s3_module.PART_BYTES + 1])
     def test_is_stored_as_it_came(self, archive: Archive, size: int) -> None:
         source = FakeSource(audio(size))
-        part = run(archive, source, lanes=Lanes(4))
+        part = run(archive, source, lanes=Lanes(6))
         assert sha256(archive.get(KEY)) == part.sha256 == sha256(source.data)
         assert source.opened == [(0, None)]
 
@@ -277,13 +277,13 @@ class TestAFastSource:
     ) -> None:
         strict.faults({"operation": "PutObject|UploadPart", "action": "drop", "bytes": dropped})
         source = FakeSource(audio(size))
-        part = run(bucket, source, lanes=Lanes(4))
+        part = run(bucket, source, lanes=Lanes(6))
         assert sha256(bucket.get(KEY)) == part.sha256 == sha256(source.data)
         assert (bucket.keys(), bucket.leftovers()) == ([KEY], [])
 
     def test_that_breaks_leaves_nothing(self, bucket: Archive, strict: Process) -> None:
         with pytest.raises(CutError):
-            run(bucket, FakeSource(audio(s3_module.PART_BYTES), breaks_at=5_000_000), lanes=Lanes(4))
+            run(bucket, FakeSource(audio(s3_module.PART_BYTES), breaks_at=5_000_000), lanes=Lanes(6))
         assert (bucket.keys(), bucket.leftovers()) == ([], [])
         wait_for_no("courier")
 

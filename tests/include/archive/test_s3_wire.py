@@ -273,7 +273,7 @@ def test_a_refusal_before_the_body_is_the_one_that_is_told() -> None:
                 chunks=lambda count: iter([memoryview(audio(count))]),
                 mark=lambda: None,
                 sha256="0" * 64,
-                is_ahead=False,
+                ways=1,
                 can_keep=False,
             )
             with pytest.raises(errors.NoSuchBucketError):
