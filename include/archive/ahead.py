@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 RANGE_BYTES = 1024 * 1024
 """How much one request asks for. A longer range waits less for its first byte, and holds more until its turn comes."""
 
+BUFFERS_OF_EIGHT = 5
+"""For how many connections of eight there is memory: the others wait for their first byte."""
+
 FEWEST_BUFFERS = 12
 """Memory for however few connections, in ranges: what a store takes in several parts at a time."""
 
@@ -57,7 +60,7 @@ class Lanes:
         self.count = count
         self.copies = 0
         self._lock = threading.Lock()
-        self._left = max(FEWEST_BUFFERS, count)
+        self._left = max(FEWEST_BUFFERS, count * BUFFERS_OF_EIGHT // 8)
         self._free: list[memoryview] = []
         self._waiting: list[_Waiting] = []
 
