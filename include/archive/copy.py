@@ -76,7 +76,7 @@ AHEAD_BYTES = 16 * 1024 * 1024
 """Shortest body that is fetched in ranges side by side, where its source is slow and there are lanes for it."""
 
 FAST_SOURCE = 100 * 1024 * 1024
-"""Bytes per second at which a single connection is believed to be all that it takes."""
+"""Bytes per second, the wait for the first one included, at which a single connection is believed to be all it takes."""
 
 SPARE_BUFFERS = 3
 """How many more large buffers a copy has whose bytes are sent while the next ones are read and hashed."""
@@ -421,7 +421,7 @@ class _Reader:
         self._since = time.monotonic()
         self._futile = 0
         self._ended = False
-        self._reading = 0.0
+        self._waited = 0.0
 
     def close(self) -> None:
         if self._ahead is not None:
@@ -448,7 +448,7 @@ class _Reader:
         """Tell whether the rest of the body would come sooner on several connections, and can."""
         if not self._may_go_ahead or self._body is None or not self._body.takes_ranges:
             return False
-        is_slow = self._position < FAST_SOURCE * self._reading
+        is_slow = self._position < FAST_SOURCE * self._waited
         return self._etag is not None and self.length is not None and self.length >= AHEAD_BYTES and is_slow
 
     def go_ahead(self, lanes: Lanes) -> None:
@@ -529,9 +529,9 @@ class _Reader:
                 self.wait(error, self._futile)
 
     def _read_some(self, buffer: memoryview) -> int:
-        body, begun = self._opened(), time.monotonic()
-        count = body.readinto(buffer)
-        self._reading += time.monotonic() - begun
+        begun = time.monotonic()
+        count = self._opened().readinto(buffer)
+        self._waited += time.monotonic() - begun
         if self.length is not None:
             if count == 0 and self._position < self.length:
                 raise SourceCutError(f"the body ended after {self._position} of {self.length} bytes")
