@@ -76,7 +76,7 @@ AHEAD_BYTES = 16 * 1024 * 1024
 """Shortest body that is fetched in ranges side by side, where its source is slow and there are lanes for it."""
 
 FAST_SOURCE = 100 * 1024 * 1024
-"""Bytes per second, the wait for the first one included, at which a single connection is believed to be all it takes."""
+"""Bytes per second, the wait for the first included, at which a single connection is believed to be all it takes."""
 
 SPARE_BUFFERS = 3
 """How many more large buffers a copy has whose bytes are sent while the next ones are read and hashed."""

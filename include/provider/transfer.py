@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from include.archive import manifest as manifests
 from include.archive import meeting_page, speakers
+from include.archive.ahead import Lanes
 from include.archive.audio import PcmFormat
 from include.archive.copy import StoredPart, archive_body, find_stored, survey
 from include.archive.errors import ArchiveError, ContentConflictError, IntegrityError, StorageError
@@ -49,6 +50,9 @@ MAX_BATCHES = 40
 
 STREAMS = 8
 """How many parts one task copies at a time."""
+
+LANES = 32
+"""How many connections to the source a task has at most: a long part of a slow source comes on several."""
 
 XCOM_LIMIT = 48 * 1024
 """Bytes that one XCom row of ours may take."""
@@ -197,6 +201,7 @@ def archive(
     pcm = PcmFormat.parse(batch.pcm)
     folders = [f"{batch.folder}/{participant_folder(one)}" for one in batch.participant_ids]
     shelf = survey(ends.store, folders, tidy=True)
+    lanes = Lanes(LANES)
 
     def copy(artifact: AudioArtifact, part: AudioPart) -> StoredPart:
         progress = Progress(part.participant.id, part.id)
@@ -210,6 +215,7 @@ def archive(
             duration=part.duration,
             pcm=pcm,
             shelf=shelf,
+            lanes=lanes,
             stop=stop,
             progress=progress,
             expected_sha256=proven.get((artifact.id, part.id)),

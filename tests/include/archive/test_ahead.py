@@ -146,6 +146,18 @@ def test_versions_are_never_mixed(archive: Archive) -> None:
     assert part.sha256 == sha256(archive.get(KEY)) == sha256(second)
 
 
+def test_a_source_that_ignores_the_condition_is_not_spliced(archive: Archive) -> None:
+    first, second = audio(SIZE, seed=1), audio(SIZE, seed=2)
+
+    class Careless(FakeSource):
+        def open(self, offset: int = 0, if_match: str | None = None, end: int | None = None) -> FakeBody:
+            body = super().open(offset, if_match)
+            return FakeBody(self, second, '"v2"', offset) if len(self.opened) > 3 else body
+
+    part = run(archive, Careless(first), lanes=Lanes(6))
+    assert part.sha256 == sha256(archive.get(KEY)) == sha256(second)
+
+
 @pytest.mark.parametrize(
     "rule",
     [
@@ -189,11 +201,13 @@ def test_a_store_that_refuses_for_good_ends_all_of_it(bucket: Archive, strict: P
 
 
 class Silent(FakeSource):
-    """Its ranges say nothing after a while, until they are interrupted."""
+    """Its ranges say nothing from some place on, until they are interrupted."""
+
+    silent_from = 6_000_000
 
     def open(self, offset: int = 0, if_match: str | None = None, end: int | None = None) -> FakeBody:
         body = super().open(offset, if_match)
-        if end is not None and offset > 6_000_000:
+        if end is not None and offset > self.silent_from:
             told = threading.Event()
             body.interrupt = told.set  # type: ignore[method-assign]
 
@@ -203,6 +217,14 @@ class Silent(FakeSource):
 
             body.readinto = wait  # type: ignore[method-assign]
         return body
+
+
+def test_nothing_is_waited_for_once_the_copy_has_failed(archive: Archive) -> None:
+    source = Silent(audio(SIZE), breaks_at=2_000_000)
+    source.silent_from = 2_100_000
+    with pytest.raises(CutError):
+        run(archive, source, lanes=Lanes(6))
+    wait_for_no("ahead")
 
 
 def test_a_stop_ends_every_range(archive: Archive) -> None:
