@@ -8,6 +8,7 @@ import random
 import socket
 import tracemalloc
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -99,9 +100,10 @@ def ranged(server: Server, asked: Asked, data: bytes = AUDIO, **headers: str) ->
     headers = {"ETag": TAG, "Content_Type": "audio/x-test", **headers}
     if "range" not in asked.headers:
         return server.reply(200, data, **headers)
-    begin = int(asked.headers["range"].removeprefix("bytes=").removesuffix("-"))
-    headers["Content_Range"] = f"bytes {begin}-{len(data) - 1}/{len(data)}"
-    return server.reply(206, data[begin:], **headers)
+    first, _, last = asked.headers["range"].removeprefix("bytes=").partition("-")
+    begin, end = int(first), min(int(last or len(data)), len(data) - 1)
+    headers["Content_Range"] = f"bytes {begin}-{end}/{len(data)}"
+    return server.reply(206, data[begin : end + 1], **headers)
 
 
 def test_a_body(media: MediaClient, server: Server, link: SignedLink) -> None:
@@ -189,6 +191,22 @@ def test_a_range_that_is_ignored_starts_anew(media: MediaClient, server: Server,
     body = media.open(link, offset=100_000, if_match=TAG)
     assert (body.offset, body.length) == (0, len(AUDIO))
     assert read(body) == AUDIO
+
+
+@pytest.mark.parametrize("begin", [0, 5])
+def test_a_range_with_an_end(media: MediaClient, server: Server, link: SignedLink, begin: int) -> None:
+    server.route = lambda asked: ranged(server, asked, Accept_Ranges="bytes")
+    for _ in range(3):
+        body = media.open(link, offset=begin, if_match=TAG, end=50)
+        buffer = memoryview(bytearray(100))
+        assert body.readinto(buffer) == 50 - begin
+        assert buffer[: 50 - begin] == AUDIO[begin:50]
+        assert (body.offset, body.length, body.etag, body.takes_ranges) == (begin, len(AUDIO), TAG, True)
+        body.close()
+    assert {(asked.headers["range"], asked.headers["if-match"]) for asked in server.asked} == {
+        (f"bytes={begin}-49", TAG)
+    }
+    assert server.connections == 1
 
 
 @pytest.mark.parametrize(
@@ -830,6 +848,33 @@ def test_progress_earns_further_links(media: MediaClient, server: Server, link: 
     with pytest.raises(RecallMediaForbiddenError):
         source.open(8)
     assert fresh.given == 8
+
+
+def test_ranges_side_by_side_share_a_fresh_link(media: MediaClient, server: Server, link: SignedLink) -> None:
+    fresh = Links(server)
+    server.route = lambda asked: (
+        ranged(server, asked) if asked.target.startswith("/fresh") else server.reply(403, b"<Error/>")
+    )
+    source = PartSource(media, link, fresh)
+    with ThreadPoolExecutor(8) as threads:
+        bodies = list(threads.map(lambda begin: source.open(begin, TAG, begin + 10), range(10, 90, 10)))
+    assert [body.offset for body in bodies] == list(range(10, 90, 10))
+    assert fresh.given == 1
+    for body in bodies:
+        body.close()
+
+
+def test_a_range_that_is_refused_for_ever(media: MediaClient, server: Server, link: SignedLink) -> None:
+    fresh = Links(server)
+    server.route = lambda asked: (
+        server.reply(403, b"") if asked.headers["range"] == "bytes=20-29" else ranged(server, asked)
+    )
+    source = PartSource(media, link, fresh)
+    for begin in (10, 30):
+        source.open(begin, TAG, begin + 10).close()
+        with pytest.raises(RecallMediaForbiddenError):
+            source.open(20, TAG, 30)
+    assert fresh.given == 6
 
 
 def test_what_prevents_a_fresh_link_is_what_is_raised(media: MediaClient, server: Server, link: SignedLink) -> None:
