@@ -337,6 +337,7 @@ class Game:
         words += ["--state", str(self._output / f"state{number}.json"), *extra]
         words += self._schedule.arguments if faults else self._lasting_arguments()
         words += ["--debug"] if self._schedule.debug else []
+        words += ["--ranges"] if self._schedule.ranges else []
         engine = self._worker.forker.start(words, environment, self._output)
         self._engines.append(engine)
         return engine

@@ -267,6 +267,13 @@ def hurry() -> None:
     operators.show_label = lambda context, label: None
 
 
+def slow_down() -> None:
+    """Take every source for a slow one, so that all but short bodies come in ranges on several connections."""
+    from include.archive import ahead, copy
+
+    copy.AHEAD_BYTES, copy.FAST_SOURCE, ahead.RANGE_BYTES = 300_000, 1 << 60, 100_000
+
+
 def watch_links(path: Path) -> None:
     """Note every signed link that the pipeline is given, so that its output can be searched for them."""
     from include.recall.models import SignedLink
@@ -321,6 +328,7 @@ def _arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--state", type=Path, help="file of the task state store")
     parser.add_argument("--canaries", type=Path, help="file to note signed links in")
     parser.add_argument("--debug", action="store_true", help="log everything, the HTTP libraries' own lines too")
+    parser.add_argument("--ranges", action="store_true", help="fetch all but short bodies in ranges")
     parser.add_argument("--os-fault", action="append", default=[], metavar="CALL:NUMBER:ACTION")
     parser.add_argument("--file-limit", type=int, help="bytes that a file may have")
     return parser.parse_args(words)
@@ -331,6 +339,8 @@ def main(options: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.DEBUG if options.debug else logging.INFO, stream=sys.stderr, force=True)
     os.environ["AIRFLOW_VAR_RECALL_ARCHIVE_URI"] = options.archive
     hurry()
+    if options.ranges:
+        slow_down()
     if options.canaries is not None:
         watch_links(options.canaries)
     run = Run(options)

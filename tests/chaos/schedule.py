@@ -86,6 +86,7 @@ class Schedule:
     :ivar first: the fault that the seed stands for.
     :ivar kinds: names of all its faults.
     :ivar store: ``file`` or ``s3``.
+    :ivar ranges: all but short bodies come in ranges, on several connections.
     :ivar meetings: to make in the simulator; the first is the one to archive, by ``target``.
     :ivar target: ``bot``, ``recording`` or ``create``.
     :ivar rules: of the simulator; ``s3_rules`` of the S3 server.
@@ -107,6 +108,7 @@ class Schedule:
     kinds: list[str] = field(default_factory=list)
     store: str = "file"
     debug: bool = False
+    ranges: bool = False
     meetings: list[dict[str, Any]] = field(default_factory=list)
     target: str = "bot"
     rules: list[dict[str, Any]] = field(default_factory=list)
@@ -1124,4 +1126,5 @@ def plan(seed: int, *, stores: tuple[str, ...] = ("file", "s3"), only: str | Non
         each.apply(draft)
         draft.made.codes += each.codes
         draft.made.heals = draft.made.heals and each.heals
+    draft.made.ranges = draft.random.random() < 0.5
     return draft.made
