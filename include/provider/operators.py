@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from airflow.sdk import BaseOperator
@@ -22,7 +23,7 @@ from include.provider.links import ArchiveFolderLink, RecallBotLink, folder_url
 from include.provider.params import given
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 REPLICATION_SECONDS = 60.0
 """How long Recall may answer 404 for a bot that it has just made."""
+
+LABEL_SECONDS = 3.0
+"""How long a mapped task works before its label is told, which otherwise goes with the news that it has ended."""
 
 
 class RecallCreateBotOperator(BaseOperator):
@@ -205,8 +209,9 @@ def _remember(state: Any, name: str, value: str) -> None:
 class RecallListParticipantAudioOperator(BaseOperator):
     """List the audio of every participant of some recordings, and group it into batches to map over.
 
-    Every artifact and every part is listed. Up to 32 participants, each is a batch of its own; above that they share
-    about 40. A recording that is settled, with all its objects in place, yields no batch and costs no call.
+    Every artifact and every part is listed. Up to 32 participants, each is a batch of its own; above that at least
+    eight share one, and more from 320 participants on, which keeps to about 40 batches. A recording that is settled,
+    with all its objects in place, yields no batch and costs no call.
 
     :param recordings: what :class:`~include.provider.sensors.RecallRecordingSensor` returned.
     :param recall_conn_id: Airflow connection of type ``recall``.
@@ -312,7 +317,7 @@ class RecallArchiveParticipantOperator(BaseOperator):
         from include.provider.transfer import Batch, archive, fit_for_xcom
 
         self._stop = stop = Stop()
-        with error_reported(context):
+        with error_reported(context), naming(context) as show:
             ends = open_ends(self.recall_conn_id, self.aws_conn_id)
             batch = Batch(**self.batch)
             self.folder_url = folder_url(ends.store, batch.folder)
@@ -322,7 +327,7 @@ class RecallArchiveParticipantOperator(BaseOperator):
                     ends,
                     batch,
                     stop=stop,
-                    show=lambda label: show_label(context, label),
+                    show=show,
                     done=metrics.part_done,
                     known=unsealed(self, context),
                 )
@@ -377,7 +382,7 @@ class RecallSettleRecordingOperator(BaseOperator):
         self,
         *,
         recording: Mapping[str, Any],
-        archived: Iterable[Sequence[Mapping[str, Any]]],
+        archived: Sequence[Sequence[Mapping[str, Any]]],
         recall_conn_id: str = RecallHook.default_conn_name,
         aws_conn_id: str = "aws_default",
         **kwargs: Any,
@@ -413,7 +418,7 @@ class RecallSettleRecordingOperator(BaseOperator):
                     recording_id,
                     folder,
                     bot_id=bot_id,
-                    receipts=[receipt for batch in self.archived for receipt in batch],
+                    receipts=[receipt for batch in self.archived[:] for receipt in batch],  # [:] asks once for all
                     reasons=self._reasons(context),
                     artifact_ids=self.recording.get("artifact_ids", ()),
                     keep_documents=settings.KEEP_DOCUMENTS.get(),
@@ -461,19 +466,43 @@ def unsealed(task: BaseOperator, context: Context) -> dict[str, AudioArtifact]:
     return unseal(context["ti"].xcom_pull(task_ids=sorted(task.upstream_task_ids), key=SEALED_KEY) or ())
 
 
-def show_label(context: Context, label: str) -> None:
-    """Name the mapped task instance now, not only when it ends.
+@contextmanager
+def naming(context: Context) -> Iterator[Callable[[str], None]]:
+    """Give what names the mapped task instance, for a task that may be over before anybody has read its name.
 
-    ``map_index_template="{{ task_label }}"`` renders the same at the end, which Airflow tells its API server only where
-    it differs. A label may be names, so it is left out where Airflow logs the whole task instance, as it does with each
-    result.
+    ``map_index_template="{{ task_label }}"`` renders the name at the end, and Airflow tells it with the outcome. A task
+    that is still at work after :data:`LABEL_SECONDS` tells it by itself, which is a call to the API server.
     """
+
+    def tell() -> None:
+        if label := context.get("task_label"):
+            show_label(context, str(label))
+
+    timer = threading.Timer(LABEL_SECONDS, tell)
+    timer.start()
+    try:
+        yield lambda label: _name(context, label)
+    finally:
+        timer.cancel()
+        timer.join()  # Airflow's own word comes after ours
+
+
+def show_label(context: Context, label: str) -> None:
+    """Name the mapped task instance now. At the end, see :func:`naming`, that is told only where it differs."""
     from airflow.sdk.execution_time.comms import SetRenderedMapIndex
     from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS
 
-    cast("dict[str, Any]", context)["task_label"] = label
+    _name(context, label)
     ti: Any = context["ti"]
     if ti.rendered_map_index != label:
         SUPERVISOR_COMMS.send(SetRenderedMapIndex(rendered_map_index=label))
         ti.rendered_map_index = label
-    type(ti).model_fields["rendered_map_index"].repr = False
+
+
+def _name(context: Context, label: str) -> None:
+    """Set what ``{{ task_label }}`` renders.
+
+    It may be names, so it is left out where Airflow logs the whole task instance, as it does with each result.
+    """
+    cast("dict[str, Any]", context)["task_label"] = label
+    type(cast("Any", context["ti"])).model_fields["rendered_map_index"].repr = False

@@ -24,6 +24,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -264,6 +265,7 @@ def hurry() -> None:
     # Larger than a test's bodies; they shall go in several parts as well.
     s3.STREAM_BYTES = s3.WHOLE_BYTES = s3.PART_BYTES
     vars(transfer)["archive_body"] = partial(copy.archive_body, backoff=0.04)
+    operators.naming = lambda context: nullcontext(lambda label: None)
     operators.show_label = lambda context, label: None
 
 

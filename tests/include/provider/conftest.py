@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -65,6 +66,7 @@ class Context(dict):  # type: ignore[type-arg]
 @pytest.fixture
 def no_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody takes the names of mapped tasks."""
+    monkeypatch.setattr(operators, "naming", lambda context: nullcontext(lambda label: None))
     monkeypatch.setattr(operators, "show_label", lambda context, label: None)
 
 
