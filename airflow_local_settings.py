@@ -19,10 +19,24 @@ with suppress(ImportError, AttributeError):
     import include.provider.sealing
     import include.provider.sensors
     import include.provider.transfer
-    import include.recall.client  # noqa: F401
+    import include.recall.budget
+    import include.recall.client
+    import include.recall.regions  # noqa: F401
     from include.recall.media import trusting
 
     trusting(certifi.where())
+
+# What the first use makes, and each task would make for itself: OpenSSL's ciphers, templates, Airflow's own modules.
+with suppress(ImportError, AttributeError):
+    import airflow.dag_processing.bundles.local
+    import airflow.sdk.crypto
+    import airflow.sdk.execution_time.cache
+    import jinja2.debug
+    import jinja2.ext  # noqa: F401
+    from cryptography.fernet import Fernet
+
+    cipher = Fernet(Fernet.generate_key())
+    cipher.decrypt(cipher.encrypt(b""))
 
 # For an archive in S3: half a second for every task that would import it by itself.
 with suppress(ImportError):

@@ -35,7 +35,7 @@ def run(connection: Connection) -> tuple[bool, str]:
         extra = connection.extra_dejson
         secrets = [signing_key(one) for one in strings(extra.get("webhook_secrets"), "webhook_secrets")]
         hosts = strings(extra.get("media_hosts"), "media_hosts")
-        client = client_of(connection, 1.0, **_ONCE)
+        client = client_of(connection, extra, 1.0, **_ONCE)
         client.check_key()
     except RecallAuthError:
         home = None if (connection.host or "").strip() else _other_region(connection)

@@ -50,7 +50,7 @@ class RecallHook(BaseHook):
     def __init__(self, recall_conn_id: str = default_conn_name) -> None:
         super().__init__()
         self.recall_conn_id = recall_conn_id
-        self._connection: Connection | None = None
+        self._extra: Mapping[str, Any] = {}
         self._client: RecallClient | None = None
 
     def get_conn(self) -> RecallClient:
@@ -59,12 +59,15 @@ class RecallHook(BaseHook):
         :raises RecallConfigError: there is no such connection, it lacks a key, or it names no known region and no host.
         """
         if self._client is None:
-            if self._connection is None:
-                with _explained(self.recall_conn_id):
-                    self._connection = self.get_connection(self.recall_conn_id)
-            observer = ApiCalls(TASKS)
+            with _explained(self.recall_conn_id):
+                connection = self.get_connection(self.recall_conn_id)
+            self._extra = connection.extra_dejson
             self._client = client_of(
-                self._connection, settings.REQUEST_SHARE.get, patience=TURN_SECONDS, observer=observer
+                connection,
+                self._extra,
+                settings.REQUEST_SHARE.get,
+                patience=TURN_SECONDS,
+                observer=ApiCalls(TASKS),
             )
         return self._client
 
@@ -81,7 +84,7 @@ class RecallHook(BaseHook):
         with _explained(self.recall_conn_id):
             connection = await self.aget_connection(self.recall_conn_id)
         once = RetryPolicy(attempts=1, deadline=30.0)
-        client = client_of(connection, request_share, retry=once, observer=ApiCalls(SERVICES))
+        client = client_of(connection, connection.extra_dejson, request_share, retry=once, observer=ApiCalls(SERVICES))
         return Poller(client, request_share)
 
     def test_connection(self) -> tuple[bool, str]:
@@ -98,8 +101,7 @@ class RecallHook(BaseHook):
         from include.recall.media import MediaClient
 
         base_url = self.get_conn().base_url
-        connection = self._connection
-        hosts = strings(connection.extra_dejson.get("media_hosts"), "media_hosts") if connection else []
+        hosts = strings(self._extra.get("media_hosts"), "media_hosts")
         return MediaClient(allowed_hosts=[*hosts, base_url.split("://", 1)[-1].split("/", 1)[0]])
 
     def webhook_keys(self) -> list[bytes]:
@@ -141,9 +143,12 @@ def _explained(conn_id: str) -> Iterator[None]:
         ) from None
 
 
-def client_of(connection: Connection, share: float | Callable[[], float], **options: Any) -> RecallClient:
+def client_of(
+    connection: Connection, extra: Mapping[str, Any], share: float | Callable[[], float], **options: Any
+) -> RecallClient:
     """Make a client of a connection.
 
+    :param extra: the connection's ``extra_dejson``; each look at that tells Airflow's supervisor what to mask.
     :param share: part of Recall's request limits that this machine may use.
     :param options: of the client.
     :raises RecallConfigError: as :meth:`RecallHook.get_conn`.
@@ -153,7 +158,6 @@ def client_of(connection: Connection, share: float | Callable[[], float], **opti
     from include.recall.errors import RecallConfigError
     from include.recall.regions import base_url_of
 
-    extra = connection.extra_dejson
     region = extra.get("region")
     where = f"Airflow connection {connection.conn_id}"
     if not (connection.password or "").strip():
