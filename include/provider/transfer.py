@@ -46,7 +46,10 @@ SINGLE_PARTICIPANT_LIMIT = 32
 """Up to so many participants of a run, each has a batch of its own."""
 
 MAX_BATCHES = 40
-"""Above that limit, participants share about so many batches."""
+"""Above that limit, participants share at most about so many batches."""
+
+LEAST_SHARING = 8
+"""Above that limit, so many participants share a batch at least: a short task costs more than a short copy."""
 
 STREAMS = 8
 """How many parts one task copies at a time."""
@@ -153,7 +156,7 @@ def plan(
         if len(found) == 1:
             ends.store.preflight(folder)
     total = sum(len(artifacts_of) for _, _, artifacts_of in found)
-    size = 1 if total <= SINGLE_PARTICIPANT_LIMIT else -(-total // MAX_BATCHES)
+    size = 1 if total <= SINGLE_PARTICIPANT_LIMIT else max(LEAST_SHARING, -(-total // MAX_BATCHES))
     return [
         Batch(
             recording_id=recording_id,

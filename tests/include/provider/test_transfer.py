@@ -303,7 +303,7 @@ def test_ids_that_change_with_each_listing(simulator: RunningSimulator, root: Pa
     assert len(meeting.archive(batch)) == 1
 
 
-@pytest.mark.parametrize(("people", "batches"), [(1, 1), (32, 32), (33, 33), (100, 34), (1000, 40)])
+@pytest.mark.parametrize(("people", "batches"), [(1, 1), (32, 32), (33, 5), (200, 25), (320, 40), (1000, 40)])
 def test_batches(simulator: RunningSimulator, root: Path, people: int, batches: int) -> None:
     parts = [part(number, number, size=2) for number in range(people)]
     meeting = Meeting(simulator, root, {"parts": parts})
