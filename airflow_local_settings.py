@@ -26,15 +26,19 @@ with suppress(ImportError, AttributeError):
 
     trusting(certifi.where())
 
-# What the first use makes, and each task would make for itself: OpenSSL's ciphers, templates, Airflow's own modules.
-with suppress(ImportError, AttributeError):
+# What Airflow itself loads and makes with a process's first task, or each task's process would anew: certificates for
+# the API server above all, and templates' extensions and OpenSSL's ciphers.
+with suppress(ImportError, AttributeError, TypeError):
     import airflow.dag_processing.bundles.local
     import airflow.sdk.crypto
     import airflow.sdk.execution_time.cache
+    import airflow.sdk.execution_time.supervisor
     import jinja2.debug
     import jinja2.ext  # noqa: F401
+    from airflow.sdk.api.client import Client
     from cryptography.fernet import Fernet
 
+    Client(base_url="http://localhost/", token="").close()  # noqa: S106 - nothing is sent
     cipher = Fernet(Fernet.generate_key())
     cipher.decrypt(cipher.encrypt(b""))
 
