@@ -1,6 +1,6 @@
 # Every path here is relative, so the project may live in a folder with spaces in its name.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-distributed chaos kills saboteurs bench docs lint format lock simulator clean
+.PHONY: help setup run test test-distributed chaos kills saboteurs bench bench-airflow docs lint format lock simulator clean
 
 export PYTHONPATH := $(CURDIR)
 # The same text in and out, whatever the locale.
@@ -45,7 +45,12 @@ bench: setup ## measure the engine beside its peers and write docs/performance.m
 	@.venv/bin/uv venv -q --allow-existing --python $(PY) .venv-bench
 	@.venv/bin/uv pip sync -q --python .venv-bench/bin/python --require-hashes requirements/bench.lock
 	@$(PY) -m bench $(ARGS)
-	@$(if $(ARGS),true,$(PY) -m bench.memory && $(PY) -m bench.airflow_share --profile && $(PY) -m bench.report)
+	@$(if $(ARGS),true,$(PY) -m bench.memory && $(MAKE) -s bench-airflow && $(PY) -m bench.report)
+
+bench-airflow: setup ## measure Airflow's own share alone, with PostgreSQL where the machine has it
+	@.venv/bin/uv venv -q --allow-existing --python $(PY) .venv-distributed
+	@.venv/bin/uv pip sync -q --python $(DISTRIBUTED) --require-hashes requirements/distributed.lock
+	@$(DISTRIBUTED) -m bench.airflow_share --profile
 
 docs: setup ## build the documentation as a site in the folder site, with every link checked
 	@$(PY) -m scripts.settings_page

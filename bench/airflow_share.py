@@ -1,6 +1,8 @@
 """What Airflow itself costs a run: `python -m bench.airflow_share`.
 
-With `--profile`, where the time of mapped tasks goes is shown too; that needs py-spy and the right to trace processes.
+Airflow's database is a private PostgreSQL where the machine has one and this interpreter's environment a driver for it
+(that of `make test-distributed` has), and SQLite elsewhere. With `--profile`, where the time of mapped tasks goes is
+shown too; that needs py-spy and the right to trace processes.
 """
 
 from __future__ import annotations
@@ -13,27 +15,49 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from bench.ends import PROJECT
-from bench.measure import descendants
+from bench.measure import descendants, pss
+from bench.report import BATCHED
 from bench.results import keep
 from include.simulator.process import running_simulator
-from scripts.local_airflow import LocalAirflow
+from scripts.local_airflow import DATABASE, LocalAirflow
+from scripts.postgres import Postgres, programs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from include.simulator.process import RunningSimulator
 
 ARCHIVE, EMPTY = "archive_meeting", "empty"
 TASKS = 32
 """Participants of the runs that a task's own cost is taken from: each has a mapped task of its own."""
+
+ROUNDS = 3
+"""How often a task's own cost is taken, by turns with that of the others."""
+
+TINY, SMALL, LARGE = 1000, 2**20, 64 * 2**20
+"""Bytes of a participant's part."""
+
+DEPLOYMENT = {
+    "AIRFLOW__CORE__PARALLELISM": "32",
+    "AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG": "32",
+    "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.1",
+    # Airflow may notice only after the first of these that a task's process has ended, see docs/scaling.md.
+    "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
+    "AIRFLOW__WORKERS__MAX_FAILED_HEARTBEATS": "15",
+}
+TASK_TITLE = b"airflow worker -- "
+"""What a task's process is called; its executor's has more words."""
 
 EMPTY_DAG = """
 from airflow.sdk import dag, task
@@ -78,12 +102,51 @@ def cpu(pids: list[int]) -> float:
     return total / os.sysconf("SC_CLK_TCK")
 
 
-class Bench:
-    """A running Airflow whose runs are measured."""
+class Watch:
+    """Looks at the memory of tasks' processes while a block runs.
 
-    def __init__(self, airflow: LocalAirflow, simulator: RunningSimulator) -> None:
+    :param top: the process that they are below.
+    :ivar peak: bytes, the most that one was seen to have by proportional share.
+    :ivar resident: bytes, the most that was ever resident in one, what it shares with others included.
+    """
+
+    def __init__(self, top: int) -> None:
+        self.peak = self.resident = 0
+        self._top = top
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._over.wait(0.01):
+            for pid in descendants(self._top):
+                try:
+                    title = Path(f"/proc/{pid}/cmdline").read_bytes()
+                    status = Path(f"/proc/{pid}/status").read_text()
+                except OSError:
+                    continue  # it has just ended
+                if title.startswith(TASK_TITLE) and len(title.rstrip(b"\0").split()) == 4 and "VmHWM:" in status:
+                    self.peak = max(self.peak, pss(pid))
+                    self.resident = max(self.resident, 1024 * int(status.split("VmHWM:")[1].split()[0]))
+
+
+class Bench:
+    """A running Airflow whose runs are measured.
+
+    :param others: processes whose work is Airflow's too: its database.
+    """
+
+    def __init__(self, airflow: LocalAirflow, simulator: RunningSimulator, others: list[int]) -> None:
         self._airflow = airflow
         self._simulator = simulator
+        self._others = others
         self.idle = 0.0
 
     def settle_down(self, seconds: float = 10) -> None:
@@ -107,23 +170,44 @@ class Bench:
         """Run so many mapped tasks that do nothing."""
         return self._run(EMPTY, {"count": tasks}, "nothing")
 
+    def task_costs(self) -> dict[str, float]:
+        """Return the CPU seconds of one more mapped task of each kind."""
+        kinds: dict[str, Callable[[int], dict[str, Any]]] = {
+            "empty_task_cpu": self.empty,
+            "tiny_task_cpu": lambda tasks: self.archive(tasks, TINY),
+            "task_cpu": lambda tasks: self.archive(tasks, SMALL),
+        }
+        rounds = [{name: slope(run(2), run(TASKS)) for name, run in kinds.items()} for _ in range(ROUNDS)]
+        return {name: median(one[name] for one in rounds) for name in kinds}
+
+    def task_memory(self) -> dict[str, dict[str, int]]:
+        """Return how large the process of an empty task becomes, and of one that archives a large part."""
+        found = {}
+        for name, run in {"empty": lambda: self.empty(4), "archive": lambda: self.archive(4, LARGE)}.items():
+            with Watch(self._airflow.pids["scheduler"]) as watch:
+                run()
+            found[name] = {"peak": watch.peak, "resident": watch.resident}
+        return found
+
     def _run(self, dag: str, conf: dict[str, Any], mapped: str) -> dict[str, Any]:
         self._airflow.wait_for_dag(dag)
-        before, started = cpu(self._pids()), time.monotonic()
+        before, source_before, began = cpu(self._pids()), cpu([self._simulator.pid]), time.monotonic()
         run_id = self._airflow.trigger(dag, conf)
         ended = self._airflow.wait(dag, run_id, timeout=900)
-        wall = time.monotonic() - started
         time.sleep(2)  # the last task's process has been waited for by then
-        spent = cpu(self._pids()) - before - self.idle * (wall + 2)
+        spent = cpu(self._pids()) - before - self.idle * (time.monotonic() - began)
+        source = cpu([self._simulator.pid]) - source_before
         if ended["state"] != "success":
             raise SystemExit(f"{dag} {conf}: {ended['state']}")
+        queued, end = (datetime.fromisoformat(ended[name].replace("Z", "+00:00")) for name in ("queued_at", "end_date"))
+        wall = (end - queued).total_seconds()
         tasks = [one for one in self._airflow.task_instances(dag, run_id) if one["task_id"] == mapped]
-        found = {"wall": wall, "cpu": spent, "tasks": len(tasks)}
+        found = {"wall": wall, "cpu": spent, "source_cpu": source, "tasks": len(tasks)}
         print(f"{dag:16} {conf} {wall:6.1f} s, {spent:6.1f} CPU s, {len(tasks)} mapped tasks", flush=True)
         return found
 
     def _pids(self) -> list[int]:
-        return list(self._airflow.pids.values())
+        return [*self._airflow.pids.values(), *self._others]
 
 
 @contextmanager
@@ -133,19 +217,34 @@ def started(folder: Path) -> Iterator[tuple[Bench, LocalAirflow]]:
     dags.mkdir()
     shutil.copy(PROJECT / "dags" / f"{ARCHIVE}.py", dags)
     (dags / f"{EMPTY}.py").write_text(EMPTY_DAG)
-    with running_simulator("--no-rate-limit", "--page-size", "100") as simulator:
+    with ExitStack() as stack:
+        simulator = stack.enter_context(running_simulator("--no-rate-limit", "--page-size", "100"))
         env = {
+            **DEPLOYMENT,
             "AIRFLOW_CONN_RECALL_DEFAULT": json.dumps(simulator.connection),
             "AIRFLOW_VAR_RECALL_ARCHIVE_URI": (folder / "archive").as_uri(),
             "AIRFLOW_VAR_RECALL_POLL_SECONDS": "1",
         }
-        with LocalAirflow(folder / "airflow", env, dags=dags) as airflow:
-            bench = Bench(airflow, simulator)
-            airflow.wait_for_dag(ARCHIVE)
-            bench.empty(1)  # what only the first run pays
-            bench.archive(1, 1000)
-            bench.settle_down()
-            yield bench, airflow
+        others: list[int] = []
+        if database() == POSTGRES:
+            postgres = stack.enter_context(Postgres(folder / "postgres"))
+            env[DATABASE] = postgres.url
+            others.append(postgres.pid)
+        airflow = stack.enter_context(LocalAirflow(folder / "airflow", env, dags=dags))
+        bench = Bench(airflow, simulator, others)
+        airflow.wait_for_dag(ARCHIVE)
+        bench.empty(TASKS)  # what only a process's first task pays
+        bench.archive(TASKS, TINY)
+        bench.settle_down()
+        yield bench, airflow
+
+
+POSTGRES, SQLITE = "PostgreSQL", "SQLite"
+
+
+def database() -> str:
+    """Return the kind of database that Airflow gets here."""
+    return POSTGRES if programs() and find_spec("psycopg") else SQLITE
 
 
 def slope(few: dict[str, Any], many: dict[str, Any]) -> float:
@@ -205,15 +304,20 @@ def main() -> None:
         folder = Path(name)
         with started(folder) as (bench, airflow):
             found: dict[str, Any] = {
-                "empty_task_cpu": slope(bench.empty(2), bench.empty(TASKS)),
-                "task_cpu": slope(bench.archive(2, 2**20), bench.archive(TASKS, 2**20)),
+                "database": database(),
+                "parallelism": int(DEPLOYMENT["AIRFLOW__CORE__PARALLELISM"]),
+                **bench.task_costs(),
                 "idle_cpu": bench.idle,
-                "runs": {str(count): bench.archive(count, 2**20) for count in options.participants},
+                "memory": bench.task_memory(),
+                "runs": {str(count): bench.archive(count, SMALL) for count in options.participants},
+                "tiny_runs": {
+                    str(count): bench.archive(count, TINY) for count in options.participants if count > BATCHED
+                },
             }
             if options.profile and (shares := profile(bench, airflow, folder)):
                 found["profile"] = shares
         found["parse_over_bare"] = parse_over_bare(folder)
-    print(json.dumps({name: value for name, value in found.items() if name != "runs"}, indent=1))
+    print(json.dumps({name: value for name, value in found.items() if "runs" not in name}, indent=1))
     keep({"airflow": found})
 
 

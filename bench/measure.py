@@ -78,7 +78,7 @@ def run(
 
 def tree_pss(pid: int) -> int:
     """Return the proportional memory of a process and all that it started, in bytes."""
-    return sum(_pss(one) for one in (pid, *descendants(pid)))
+    return sum(pss(one) for one in (pid, *descendants(pid)))
 
 
 def descendants(pid: int) -> list[int]:
@@ -91,7 +91,8 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def _pss(pid: int) -> int:
+def pss(pid: int) -> int:
+    """Return the proportional memory of one process, in bytes; nothing once it has ended."""
     try:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):

@@ -78,6 +78,20 @@ def _airflow(*names: str) -> Callable[[dict[str, Any], Figures], float]:
     return value
 
 
+def _over_empty(kept: dict[str, Any], figures: Figures) -> float:
+    return excess(kept["airflow"], "tiny_task_cpu")
+
+
+def _memory_over_empty(kept: dict[str, Any], figures: Figures) -> float:
+    found = kept["airflow"]["memory"]
+    return float(max(found["archive"][what] - found["empty"][what] for what in ("peak", "resident"))) / 1e6
+
+
+def excess(found: dict[str, Any], name: str) -> float:
+    """Return how many per cent a mapped task takes over one that does nothing."""
+    return float(100 * (found[name] / found["empty_task_cpu"] - 1))
+
+
 _GUIDE, _BOTO3, _OPERATOR = "guide's script", "boto3 upload_fileobj", "HttpToS3Operator"
 _RELAY, _RCLONE, _RANGES = "kernel relay", "rclone copyurl", "rclone multi-thread"
 _WHOLE_OR_INNER = (("", ""), ("inner_", ", start and imports left out"))
@@ -140,8 +154,11 @@ GATES = (
     Gate("peak memory, MB, 64 streams at once, 64 × 64 MiB", _memory("64 × 64 MiB"), 80, 50, at_most=True),
     Gate("growth of peak memory, MB, 64 MiB to 1 GiB", _growth, 4, 0, at_most=True),
     Gate("Airflow: CPU s of a mapped task", _airflow("task_cpu"), 0.6, 0.4, at_most=True),
+    Gate("Airflow: % that a mapped task of 1000 bytes takes over an empty one", _over_empty, 15, 5, at_most=True),
+    Gate("Airflow: MB of a task's process with 64 MiB over an empty one's", _memory_over_empty, 48, 24, at_most=True),
     Gate("Airflow: s of a run with 200 × 1 MiB", _airflow("runs", "200", "wall"), 15, 8, at_most=True),
-    Gate("Airflow: s of a run with 1000 participants", _airflow("runs", "1000", "wall"), 30, 12, at_most=True),
+    Gate("Airflow: s of a run with 1000 × 1 MiB", _airflow("runs", "1000", "wall"), 30, 12, at_most=True),
+    Gate("Airflow: s of a run with 1000 × 1000 bytes", _airflow("tiny_runs", "1000", "wall"), 30, 12, at_most=True),
     Gate(
         "Airflow: CPU s of the Dag file's parse over a bare one", _airflow("parse_over_bare"), 0.1, 0.02, at_most=True
     ),
@@ -189,21 +206,39 @@ def memory(kept: dict[str, Any]) -> str:
 
 
 def airflow(kept: dict[str, Any]) -> str:
-    """Return the tables of Airflow's own share; that of a profile only where one was taken."""
+    """Return the tables of Airflow's own share; what was not measured is left out."""
     found = kept["airflow"]
     shares = table(["", "CPU s"], ([name, number(found[key])] for key, name in AIRFLOW_FIGURES.items() if key in found))
-    runs = table(
-        ["participants", "mapped tasks", "run, s", "CPU s of all of Airflow", "CPU s a participant"],
-        (
-            [count, str(run["tasks"]), number(run["wall"]), number(run["cpu"]), number(run["cpu"] / int(count))]
-            for count, run in found["runs"].items()
-        ),
-    )
-    profile = table(
-        ["where the CPU time of mapped tasks goes", "share"],
-        ([kind, f"{share:.0%}"] for kind, share in found.get("profile", {}).items()),
-    )
-    return "\n\n".join((shares, runs, *slope(found["runs"]), *([profile] if "profile" in found else []), AIRFLOW_PLOT))
+    parts = [shares]
+    if "tiny_task_cpu" in found:
+        tiny, small = (f"{excess(found, name):.0f} %" for name in ("tiny_task_cpu", "task_cpu"))
+        parts.append(f"Over the empty one, that is {tiny} for 1000 bytes and {small} for 1 MiB.")
+    if "memory" in found:
+        rows = {"does nothing": "empty", "archives 64 MiB": "archive"}
+        sizes = ((f"{found['memory'][one][key] / 1e6:.0f}" for key in ("peak", "resident")) for one in rows.values())
+        processes = ([f"a task's process that {name}", *row] for name, row in zip(rows, sizes, strict=True))
+        parts.append(table(["", "PSS, MB", "VmHWM, MB"], processes))
+    if "database" in found:
+        parts.append(f"Whole runs, with {found['database']} and `parallelism` {found['parallelism']}:")
+    parts += [_runs(found["runs"], found.get("tiny_runs", {})), *slope(found["runs"])]
+    if "profile" in found:
+        kinds = ([kind, f"{share:.0%}"] for kind, share in found["profile"].items())
+        parts.append(table(["where the CPU time of mapped tasks goes", "share"], kinds))
+    return "\n\n".join((*parts, AIRFLOW_PLOT))
+
+
+def _runs(runs: dict[str, Any], tiny: dict[str, Any]) -> str:
+    """Return the table of whole runs: of parts of 1 MiB, and beside them of parts that are next to nothing."""
+    head = ["participants", "mapped tasks", "run, s", "CPU s of all of Airflow", "CPU s a participant"]
+    head += ["CPU s of the simulator", "run with 1000 bytes each, s", "its CPU s"]
+
+    def row(count: str, run: dict[str, Any]) -> list[str]:
+        small = [str(run["tasks"]), *(number(run[what]) for what in ("wall", "cpu")), number(run["cpu"] / int(count))]
+        source = number(run["source_cpu"]) if "source_cpu" in run else "–"
+        beside = [number(tiny[count][what]) if count in tiny else "–" for what in ("wall", "cpu")]
+        return [count, *small, source, *beside]
+
+    return table(head, (row(count, run) for count, run in runs.items()))
 
 
 def slope(runs: dict[str, Any]) -> list[str]:
@@ -224,6 +259,7 @@ AIRFLOW_PLOT = "![What whole runs cost against the number of participants](image
 
 AIRFLOW_FIGURES = {
     "empty_task_cpu": "a mapped task that does nothing, in a bare Dag file",
+    "tiny_task_cpu": "a mapped task of `archive_participant`, one participant of 1000 bytes",
     "task_cpu": "a mapped task of `archive_participant`, one participant of 1 MiB",
     "parse_over_bare": "parsing `dags/archive_meeting.py`, over a bare Dag file",
 }
