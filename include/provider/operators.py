@@ -8,11 +8,11 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from airflow.sdk import BaseOperator
-from airflow.sdk.exceptions import AirflowSkipException
+from airflow.sdk.exceptions import AirflowRuntimeError, AirflowSkipException
 
 from include.errors import CodedError
 from include.provider import awaited, metrics, settings
@@ -470,39 +470,51 @@ def unsealed(task: BaseOperator, context: Context) -> dict[str, AudioArtifact]:
 def naming(context: Context) -> Iterator[Callable[[str], None]]:
     """Give what names the mapped task instance, for a task that may be over before anybody has read its name.
 
-    ``map_index_template="{{ task_label }}"`` renders the name at the end, and Airflow tells it with the outcome. A task
-    that is still at work after :data:`LABEL_SECONDS` tells it by itself, which is a call to the API server.
+    ``map_index_template="{{ task_label }}"`` renders the name at the end, and Airflow tells it with the outcome. Only a
+    task that is still at work after :data:`LABEL_SECONDS`, or fails, costs a call to the API server for it.
     """
+    told = ""
 
     def tell() -> None:
-        if label := context.get("task_label"):
-            show_label(context, str(label))
+        nonlocal told
+        label = str(context.get("task_label", ""))
+        if label != told:
+            with suppress(AirflowRuntimeError, OSError, EOFError):  # nothing to fail a copy for
+                _tell(label)
+                told = label
 
     timer = threading.Timer(LABEL_SECONDS, tell)
     timer.start()
     try:
         yield lambda label: _name(context, label)
+    except BaseException:
+        tell()  # Airflow leaves it out where the task is to be tried again
+        raise
     finally:
         timer.cancel()
-        timer.join()  # Airflow's own word comes after ours
+        timer.join()
 
 
 def show_label(context: Context, label: str) -> None:
-    """Name the mapped task instance now. At the end, see :func:`naming`, that is told only where it differs."""
+    """Name the mapped task instance now; at the end Airflow renders the same, as :func:`naming` says."""
+    if cast("Any", context["ti"]).rendered_map_index != label:
+        _tell(label)
+    _name(context, label)
+
+
+def _tell(label: str) -> None:
     from airflow.sdk.execution_time.comms import SetRenderedMapIndex
     from airflow.sdk.execution_time.task_runner import SUPERVISOR_COMMS
 
-    _name(context, label)
-    ti: Any = context["ti"]
-    if ti.rendered_map_index != label:
-        SUPERVISOR_COMMS.send(SetRenderedMapIndex(rendered_map_index=label))
-        ti.rendered_map_index = label
+    SUPERVISOR_COMMS.send(SetRenderedMapIndex(rendered_map_index=label))
 
 
 def _name(context: Context, label: str) -> None:
-    """Set what ``{{ task_label }}`` renders.
+    """Set what ``{{ task_label }}`` renders, and what Airflow takes for told: it tells only what differs from that.
 
     It may be names, so it is left out where Airflow logs the whole task instance, as it does with each result.
     """
     cast("dict[str, Any]", context)["task_label"] = label
-    type(cast("Any", context["ti"])).model_fields["rendered_map_index"].repr = False
+    ti: Any = context["ti"]
+    ti.rendered_map_index = label
+    type(ti).model_fields["rendered_map_index"].repr = False

@@ -10,6 +10,7 @@ import pytest
 from airflow.sdk.execution_time import task_runner
 from pydantic import BaseModel
 
+from include.errors import CodedError
 from include.provider import operators
 
 
@@ -33,6 +34,7 @@ def test_a_short_task_leaves_it_to_airflow_to_tell_its_label(told: list[str]) ->
     with operators.naming(context) as show:
         show("Ada")
     assert context["task_label"] == "Ada"
+    assert context["ti"].rendered_map_index == "Ada"  # told with the outcome, and not before it as well
     assert "Ada" not in repr(context["ti"])
     assert told == []
 
@@ -48,3 +50,25 @@ def test_a_long_task_tells_its_label_once(told: list[str], monkeypatch: pytest.M
         show("Ada")
     assert told == ["Ada"]
     assert context["ti"].rendered_map_index == "Ada"
+
+
+def break_down() -> None:
+    context: Any = {"ti": Label()}
+    with operators.naming(context) as show:
+        show("Ada")
+        raise CodedError("it broke", code="broken")
+
+
+def test_a_task_that_fails_tells_its_label(told: list[str]) -> None:
+    with pytest.raises(CodedError):
+        break_down()
+    assert told == ["Ada"]
+
+
+def test_a_label_that_cannot_be_told_is_nothing_to_fail_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def send(message: object) -> None:
+        raise EOFError("the supervisor is gone")
+
+    monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", SimpleNamespace(send=send), raising=False)
+    with pytest.raises(CodedError, match="it broke"):
+        break_down()
