@@ -48,8 +48,12 @@ ROUNDS = 3
 TINY, SMALL, LARGE = 1000, 2**20, 64 * 2**20
 """Bytes of a participant's part."""
 
+POSTGRES, SQLITE = "PostgreSQL", "SQLite"
+
+PARALLELISM = {POSTGRES: 32, SQLITE: 8}
+"""Tasks at once; more than a few wait for each other to write to SQLite."""
+
 DEPLOYMENT = {
-    "AIRFLOW__CORE__PARALLELISM": "32",
     "AIRFLOW__CORE__MAX_ACTIVE_TASKS_PER_DAG": "32",
     "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.1",
     # Airflow may notice only after the first of these that a task's process has ended, see docs/scaling.md.
@@ -221,6 +225,7 @@ def started(folder: Path) -> Iterator[tuple[Bench, LocalAirflow]]:
         simulator = stack.enter_context(running_simulator("--no-rate-limit", "--page-size", "100"))
         env = {
             **DEPLOYMENT,
+            "AIRFLOW__CORE__PARALLELISM": str(PARALLELISM[database()]),
             "AIRFLOW_CONN_RECALL_DEFAULT": json.dumps(simulator.connection),
             "AIRFLOW_VAR_RECALL_ARCHIVE_URI": (folder / "archive").as_uri(),
             "AIRFLOW_VAR_RECALL_POLL_SECONDS": "1",
@@ -237,9 +242,6 @@ def started(folder: Path) -> Iterator[tuple[Bench, LocalAirflow]]:
         bench.archive(TASKS, TINY)
         bench.settle_down()
         yield bench, airflow
-
-
-POSTGRES, SQLITE = "PostgreSQL", "SQLite"
 
 
 def database() -> str:
@@ -305,7 +307,7 @@ def main() -> None:
         with started(folder) as (bench, airflow):
             found: dict[str, Any] = {
                 "database": database(),
-                "parallelism": int(DEPLOYMENT["AIRFLOW__CORE__PARALLELISM"]),
+                "parallelism": PARALLELISM[database()],
                 **bench.task_costs(),
                 "idle_cpu": bench.idle,
                 "memory": bench.task_memory(),
