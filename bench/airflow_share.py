@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 
     from include.simulator.process import RunningSimulator
 
-ARCHIVE, EMPTY = "archive_meeting", "empty"
+ARCHIVE, EMPTY, BARE = "archive_meeting", "empty", "bare"
 TASKS = 32
 """Participants of the runs that a task's own cost is taken from: each has a mapped task of its own."""
 
-ROUNDS = 3
+ROUNDS = 5
 """How often a task's own cost is taken, by turns with that of the others."""
 
 TINY, SMALL, LARGE = 1000, 2**20, 64 * 2**20
@@ -82,6 +82,31 @@ def empty():
 
 empty()
 """
+BARE_DAG = """
+from airflow.sdk import DAG, BaseOperator
+
+
+class Count(BaseOperator):
+    def execute(self, context):
+        return list(range(context["params"]["count"]))
+
+
+class Nothing(BaseOperator):
+    template_fields = ("number",)
+
+    def __init__(self, *, number, **kwargs):
+        super().__init__(**kwargs)
+        self.number = number
+
+    def execute(self, context):
+        pass
+
+
+with DAG("bare", schedule=None, params={"count": 1}, max_active_runs=100):
+    Nothing.partial(task_id="nothing").expand(number=Count(task_id="count").output)
+"""
+"""The same without ``@task``, whose import each task's process pays for."""
+
 _TASK, _IMPORT = "airflow/sdk/execution_time/task_runner.py", "importlib._bootstrap"
 # A stack is of the first kind whose words it has all. A task's process is a fork, with its supervisor in its stack.
 KINDS = {
@@ -170,14 +195,15 @@ class Bench:
         )
         return self._run(ARCHIVE, {"recording_id": meeting["recordings"][0]["id"]}, "archive_participant")
 
-    def empty(self, tasks: int) -> dict[str, Any]:
+    def empty(self, tasks: int, dag: str = EMPTY) -> dict[str, Any]:
         """Run so many mapped tasks that do nothing."""
-        return self._run(EMPTY, {"count": tasks}, "nothing")
+        return self._run(dag, {"count": tasks}, "nothing")
 
     def task_costs(self) -> dict[str, float]:
         """Return the CPU seconds of one more mapped task of each kind."""
         kinds: dict[str, Callable[[int], dict[str, Any]]] = {
             "empty_task_cpu": self.empty,
+            "bare_task_cpu": lambda tasks: self.empty(tasks, BARE),
             "tiny_task_cpu": lambda tasks: self.archive(tasks, TINY),
             "task_cpu": lambda tasks: self.archive(tasks, SMALL),
         }
@@ -221,6 +247,7 @@ def started(folder: Path) -> Iterator[tuple[Bench, LocalAirflow]]:
     dags.mkdir()
     shutil.copy(PROJECT / "dags" / f"{ARCHIVE}.py", dags)
     (dags / f"{EMPTY}.py").write_text(EMPTY_DAG)
+    (dags / f"{BARE}.py").write_text(BARE_DAG)
     with ExitStack() as stack:
         simulator = stack.enter_context(running_simulator("--no-rate-limit", "--page-size", "100"))
         env = {

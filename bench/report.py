@@ -78,8 +78,8 @@ def _airflow(*names: str) -> Callable[[dict[str, Any], Figures], float]:
     return value
 
 
-def _over_empty(kept: dict[str, Any], figures: Figures) -> float:
-    return excess(kept["airflow"], "tiny_task_cpu")
+def _over(name: str, base: str) -> Callable[[dict[str, Any], Figures], float]:
+    return lambda kept, figures: excess(kept["airflow"], name, base)
 
 
 def _memory_over_empty(kept: dict[str, Any], figures: Figures) -> float:
@@ -87,9 +87,9 @@ def _memory_over_empty(kept: dict[str, Any], figures: Figures) -> float:
     return float(max(found["archive"][what] - found["empty"][what] for what in ("peak", "resident"))) / 1e6
 
 
-def excess(found: dict[str, Any], name: str) -> float:
+def excess(found: dict[str, Any], name: str, base: str) -> float:
     """Return how many per cent a mapped task takes over one that does nothing."""
-    return float(100 * (found[name] / found["empty_task_cpu"] - 1))
+    return float(100 * (found[name] / found[base] - 1))
 
 
 _GUIDE, _BOTO3, _OPERATOR = "guide's script", "boto3 upload_fileobj", "HttpToS3Operator"
@@ -154,7 +154,11 @@ GATES = (
     Gate("peak memory, MB, 64 streams at once, 64 × 64 MiB", _memory("64 × 64 MiB"), 80, 50, at_most=True),
     Gate("growth of peak memory, MB, 64 MiB to 1 GiB", _growth, 4, 0, at_most=True),
     Gate("Airflow: CPU s of a mapped task", _airflow("task_cpu"), 0.6, 0.4, at_most=True),
-    Gate("Airflow: % that a mapped task of 1000 bytes takes over an empty one", _over_empty, 15, 5, at_most=True),
+    *(
+        Gate(f"Airflow: CPU % of a mapped task of {size} over an empty {kind}", _over(name, base), 15, 5, at_most=True)
+        for base, kind in (("empty_task_cpu", "`@task`"), ("bare_task_cpu", "operator"))
+        for name, size in (("tiny_task_cpu", "1000 bytes"), ("task_cpu", "1 MiB"))
+    ),
     Gate("Airflow: MB of a task's process with 64 MiB over an empty one's", _memory_over_empty, 48, 24, at_most=True),
     Gate("Airflow: s of a run with 200 × 1 MiB", _airflow("runs", "200", "wall"), 15, 8, at_most=True),
     Gate("Airflow: s of a run with 1000 × 1 MiB", _airflow("runs", "1000", "wall"), 30, 12, at_most=True),
@@ -210,9 +214,10 @@ def airflow(kept: dict[str, Any]) -> str:
     found = kept["airflow"]
     shares = table(["", "CPU s"], ([name, number(found[key])] for key, name in AIRFLOW_FIGURES.items() if key in found))
     parts = [shares]
-    if "tiny_task_cpu" in found:
-        tiny, small = (f"{excess(found, name):.0f} %" for name in ("tiny_task_cpu", "task_cpu"))
-        parts.append(f"Over the empty one, that is {tiny} for 1000 bytes and {small} for 1 MiB.")
+    for base, kind in (("empty_task_cpu", "`@task`"), ("bare_task_cpu", "operator")):
+        if "tiny_task_cpu" in found and base in found:
+            tiny, small = (f"{excess(found, name, base):.0f} %" for name in ("tiny_task_cpu", "task_cpu"))
+            parts.append(f"Over the empty {kind}, that is {tiny} for 1000 bytes and {small} for 1 MiB.")
     if "memory" in found:
         rows = {"does nothing": "empty", "archives 64 MiB": "archive"}
         sizes = ((f"{found['memory'][one][key] / 1e6:.0f}" for key in ("peak", "resident")) for one in rows.values())
@@ -258,7 +263,8 @@ AIRFLOW_PLOT = "![What whole runs cost against the number of participants](image
 
 
 AIRFLOW_FIGURES = {
-    "empty_task_cpu": "a mapped task that does nothing, in a bare Dag file",
+    "empty_task_cpu": "a mapped `@task` that does nothing, in a bare Dag file",
+    "bare_task_cpu": "a mapped operator that does nothing, in a bare Dag file",
     "tiny_task_cpu": "a mapped task of `archive_participant`, one participant of 1000 bytes",
     "task_cpu": "a mapped task of `archive_participant`, one participant of 1 MiB",
     "parse_over_bare": "parsing `dags/archive_meeting.py`, over a bare Dag file",
