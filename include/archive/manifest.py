@@ -367,7 +367,11 @@ def publish(store: Store, folder: str, manifest: Manifest, *, replaces: ObjectIn
     :raises ManifestConflictError: when a different one was there; it is left as it is.
     """
     if write(store, folder, manifest, replaces=replaces):
-        tidy(store, folder, manifest)
+        if replaces is None:
+            # What a dead task asked for may have been done after the next one had cleaned up behind it.
+            store.abort_stale_below([folder])
+        else:
+            tidy(store, folder, manifest)
         return True
     existing = load(store, folder)
     if existing is not None and existing.says_the_same(manifest):

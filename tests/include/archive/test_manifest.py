@@ -289,6 +289,21 @@ def test_publishing_cleans_up_after_a_killed_publisher(local: Archive) -> None:
     assert local.leftovers() == []
 
 
+def test_publishing_ends_what_a_dead_copy_began_too_late(archive: Archive) -> None:
+    """What it asked for may be done when the next one has already cleaned up behind it."""
+    size = s3_module.PART_BYTES + 1
+    copies = [
+        archive.store.write(f"{folder}/participant=1/artifact-1/part-1.ogg", media_type="audio/ogg", size=size)
+        for folder in (FOLDER, f"{FOLDER}-2")
+    ]
+    for one in copies:
+        one.write(memoryview(bytes(size)))
+    assert len(archive.leftovers()) == 2
+    manifest.publish(archive.store, FOLDER, build())
+    assert len(archive.leftovers()) == 1
+    copies[1].abort()
+
+
 @pytest.mark.parametrize("version", [2, 99])
 def test_a_newer_version_is_refused(archive: Archive, version: int) -> None:
     archive.put(f"{FOLDER}/manifest.json", json.dumps({"manifest_version": version, "new": True}).encode())
