@@ -14,6 +14,7 @@ import pytest
 from include.archive import errors, layout, manifest
 from include.archive.copy import StoredPart
 from include.archive.manifest import Manifest, MissingPart, PartEntry, ParticipantFacts, RecordingFacts
+from include.archive.stores import s3 as s3_module
 from tests.include.archive.support import IDS, Archive, FakeSource, audio, run
 
 CREATED = datetime(2026, 3, 4, 9, 55, 40, 350_000, tzinfo=timezone.utc)
