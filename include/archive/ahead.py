@@ -13,6 +13,8 @@ from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+from include.archive.errors import StoppedError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -47,6 +49,18 @@ class Ranged(Protocol):
 
     def close(self) -> None:
         """Let go of the connection."""
+        ...
+
+
+class Stoppable(Protocol):
+    """What ends readings, see :class:`include.archive.copy.Stop`."""
+
+    def set(self) -> None:
+        """End them."""
+        ...
+
+    def is_set(self) -> bool:
+        """Tell whether they are to end."""
         ...
 
 
@@ -170,7 +184,7 @@ class Ahead:
 
     :param lanes: shared with other copies.
     :param open_range: begins to read the bytes from one place up to another.
-    :param interrupt: makes all these readings fail soon.
+    :param stop: makes all these readings fail soon.
     :param start: first byte.
     :param end: where the body ends.
     """
@@ -179,7 +193,7 @@ class Ahead:
         self,
         lanes: Lanes,
         open_range: Callable[[int, int], Ranged],
-        interrupt: Callable[[], object],
+        stop: Stoppable,
         start: int,
         end: int,
     ) -> None:
@@ -187,7 +201,7 @@ class Ahead:
         self.ways = lanes.share
         self._lanes = lanes
         self._open_range = open_range
-        self._interrupt = interrupt
+        self._stop = stop
         self._unasked = start
         self._end = end
         self._lock = threading.Lock()
@@ -225,7 +239,7 @@ class Ahead:
         """End all that is under way, without waiting for it."""
         with self._lock:
             self._is_over = True
-        self._interrupt()
+        self._stop.set()
         self._let_go()
         for one in self._ranges:
             while not one.came.empty():
@@ -270,9 +284,9 @@ class Ahead:
         reader = self._open_range(one.start, one.end)
         try:
             reader.ready()  # nothing is held for what hasn't begun to come
-            buffer = self._lanes.take(lambda: one.start - self._ranges[0].start, lambda: self._is_over)
+            buffer = self._lanes.take(lambda: one.start - self._ranges[0].start, self._stop.is_set)
             if buffer is None:
-                return
+                raise StoppedError("told to stop")
             loan = _Loan(buffer, one.end - one.start, self._lanes)
             try:
                 left = loan.unread

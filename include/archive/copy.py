@@ -15,11 +15,11 @@ import random
 import re
 import time
 import zlib
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from include.archive.ahead import Ahead, Lanes
+from include.archive.ahead import LOOK_SECONDS, Ahead, Lanes
 from include.archive.audio import (
     MEDIA_TYPE_OF_EXTENSION,
     SNIFF_BYTES,
@@ -456,12 +456,17 @@ class _Reader:
         start, end = self._position, self.length or 0
         self.close()
         stop = Stop(above=self._stop)
-        self._ahead = Ahead(lanes, lambda first, last: self.part(first, last, stop), stop.set, start, end)
+        self._ahead = Ahead(lanes, lambda first, last: self.part(first, last, stop), stop, start, end)
 
     @property
     def transferred(self) -> int:
         """Bytes read from the source so far, repetitions included."""
         return self._transferred + (self._ahead.transferred if self._ahead is not None else 0)
+
+    @property
+    def is_ahead(self) -> bool:
+        """Tell whether the body is read in ranges."""
+        return self._ahead is not None
 
     @property
     def ways(self) -> int:
@@ -559,6 +564,8 @@ class _Reader:
                 raise _Restart
             return body
         same = body.etag in {None, self._etag} and (self.length is None or body.length in {None, self.length})
+        if self._end is not None and body.etag != self._etag:
+            same = False  # so many ranges must each say what they belong to
         if body.offset == offset and same:
             self._stop.watch(body)
             return body
@@ -694,11 +701,10 @@ class _Flow:
         self._check = check
         self._progress = progress
         self._reported = 0
+        self._has_spares = spares > 0
         self._spares_left = spares
         self._spares: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
         self._is_in_view = False
-        self.ways = reader.ways
-        self.can_keep = self.ways > 1 or spares > 0
         self._marked: tuple[_Digests, int] | None = None
 
     def chunks(self, count: int | None = None) -> Iterator[memoryview]:
@@ -714,19 +720,39 @@ class _Flow:
         if self.digests.stored_bytes == self._size and self._next(1):
             raise SourceCutError(f"the body went on after the {self._size} bytes that it was to have")
 
+    @property
+    def ways(self) -> int:
+        """See :attr:`include.archive.stores.base.Flow.ways`."""
+        return self._reader.ways
+
+    @property
+    def can_keep(self) -> bool:
+        """See :attr:`include.archive.stores.base.Flow.can_keep`."""
+        return self._has_spares or self._reader.is_ahead
+
     def keep(self) -> Callable[[], None]:
         """See :meth:`include.archive.stores.base.Flow.keep`."""
         if not self._is_in_view:
             return self._reader.keep()
-        if self.ways > 1:
-            return lambda: None  # what was read before the ranges; nothing else is ever read there
+        if self._reader.is_ahead:
+            return lambda: None  # what was read before the ranges; nothing else is read there as long as they last
         kept = self._view
         if self._spares_left:
             self._spares_left -= 1
             self._view = memoryview(bytearray(len(kept)))
         else:
-            self._view = self._spares.get()
+            self._view = self._spare()
         return lambda: self._spares.put(kept)
+
+    def _spare(self) -> memoryview:
+        while True:
+            self.check_stop()
+            with suppress(queue.Empty):
+                return self._spares.get(timeout=LOOK_SECONDS)
+
+    def check_stop(self) -> None:
+        """See :meth:`include.archive.stores.base.Flow.check_stop`."""
+        self._reader.check_stop()
 
     def again(self, start: int, count: int) -> Iterator[memoryview]:
         """See :meth:`include.archive.stores.base.Flow.again`."""
@@ -777,7 +803,7 @@ class _Flow:
             self._is_header_due = False
             return memoryview(self._header)
         chunk, self._head = self._head, self._view[:0]
-        self._is_in_view = bool(chunk) or self.ways == 1
+        self._is_in_view = bool(chunk) or not self._reader.is_ahead
         if not chunk and not self.is_complete:
             chunk = self._reader.read(self._view, most)
         if chunk:

@@ -417,7 +417,8 @@ class PartSource:
                     )
                 if link is self._link:  # else another thread has a fresh one
                     self._link = self._refresh()
-                    self._refreshes += 1
+                    if end is None:
+                        self._refreshes += 1
             refused += 1
 
 

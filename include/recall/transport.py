@@ -13,6 +13,7 @@ import re
 import socket
 import ssl
 import struct
+import threading
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from urllib3.util import Url
 
 _USUAL_HEAD = re.compile(r"HTTP/1\.1 (20[06])[^\r\n]*((?:\r\n[!#-9;-~]+:[^\r\n]*)+)")
+_MOST_DIGITS = 18
 _COLLECTING = struct.pack("@ll", 0, 200_000)
 """How long, as the kernel takes it, a read waits for more when some has come."""
 _FIELD = re.compile(r"\r\n([^:]+):[ \t]*([^\r\n]*?)[ \t]*(?=\r|$)")
@@ -98,8 +100,11 @@ class _Response(http.client.HTTPResponse):
         match = _USUAL_HEAD.fullmatch(head.decode("latin-1")) if end else None
         fields = HTTPHeaderDict(_FIELD.findall(match[2])) if match else HTTPHeaderDict()
         length = fields.get("Content-Length", "")
-        if match is None or not length.isdecimal() or "Transfer-Encoding" in fields or "Connection" in fields:
+        is_usual = length.isdecimal() and len(length) <= _MOST_DIGITS
+        if match is None or not is_usual or "Transfer-Encoding" in fields or "Connection" in fields:
             self.begin()
+            if len(set(self.headers.get_all("Content-Length") or ())) > 1:
+                raise http.client.HTTPException("several lengths of one body")
             return
         self._reader.read(len(head) + len(end))
         self.version, self.status, self.headers = 11, int(match[1]), cast("Any", fields)
@@ -165,6 +170,7 @@ class Reply:
     def __init__(self, pool: urllib3.HTTPConnectionPool, connection: Any, response: _Response) -> None:
         self.status = response.status
         self.headers = cast("Mapping[str, str]", response.headers)
+        self._lock = threading.RLock()  # a signal handler may interrupt whatever holds it
         self._pool = pool
         self._connection = connection
         self._response = response
@@ -178,9 +184,9 @@ class Reply:
 
     def interrupt(self) -> None:
         """Make a read that waits in another thread fail at once. Never raises."""
-        connection = self._connection
-        with suppress(AttributeError, OSError):
-            connection.sock.shutdown(socket.SHUT_RDWR)
+        with self._lock, suppress(AttributeError, OSError):
+            # Not by a method of the TLS socket, which then would read on without TLS.
+            socket.socket.shutdown(self._connection.sock, socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Let go of the connection; unless the body was read to its end, it is of no use to others."""
@@ -188,7 +194,8 @@ class Reply:
         self._response.close()
 
     def _let_go(self, *, is_good: bool) -> None:
-        connection, self._connection = self._connection, None
+        with self._lock:  # nobody interrupts what is another's by then
+            connection, self._connection = self._connection, None
         if connection is not None:
             if not is_good:
                 connection.close()

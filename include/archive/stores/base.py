@@ -90,6 +90,10 @@ class Flow(Protocol):
         """
         ...
 
+    def check_stop(self) -> None:
+        """Raise if the copy is to end."""
+        ...
+
     def again(self, start: int, count: int) -> Iterator[memoryview]:
         """Yield bytes that were yielded before, read anew. Only of a body that is ahead.
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import queue
 import zlib
-from concurrent.futures import wait
+from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from include.archive.errors import SourceChangedError, StoppedError
+from include.archive.errors import SourceChangedError, StoppedError, StorageUnavailableError
 from include.archive.stores.s3_wire import Body
 
 if TYPE_CHECKING:
@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 
     from include.archive.stores.base import Flow
 
-GRACE_SECONDS = 1.0
+GRACE_SECONDS = 2.0
 """How long a courier that was given up may take to notice; it waits for nothing but its connection then."""
+
+LOOK_SECONDS = 0.1
+"""How soon whoever waits for an answer notices that the copy is to end."""
 
 Sent = TypeVar("Sent")
 
@@ -25,15 +28,18 @@ Sent = TypeVar("Sent")
 class Courier(Generic[Sent]):
     """Sends the next bytes of a flow.
 
-    :param threads: has a thread for it.
     :param count: how many bytes.
     :param send: sends a body, and returns what comes of it.
     :param sha256: tells the hash of the body once all of it was taken; without it, its CRC-32 goes with it.
     """
 
-    def __init__(
-        self, threads: Executor, count: int, send: Callable[[Body], Sent], sha256: Callable[[], str] | None = None
-    ) -> None:
+    def __init__(self, count: int, send: Callable[[Body], Sent], sha256: Callable[[], str] | None = None) -> None:
+        self.crc32 = 0
+        """Of what was handed over, where no hash of it is sent; computed while the bytes are in the cache."""
+        self.answer: Future[Sent] = Future()
+        """What comes of it, in the end."""
+        self.answer.cancel()  # until there is something to wait for
+        self._is_summed = sha256 is None
         self._count = count
         self._send = send
         self._pieces: queue.SimpleQueue[tuple[memoryview, Callable[[], None]] | None] = queue.SimpleQueue()
@@ -41,9 +47,11 @@ class Courier(Generic[Sent]):
         self._is_given_up = False
         self._has_failed = False
         self._taken = self._take()
-        self.body = Body(self._taken, count, sha256)
+        self.body = Body(self._taken, count, sha256, crc32=lambda: self.crc32, is_over=lambda: self._is_given_up)
+
+    def start(self, threads: Executor) -> None:
+        """Begin to send, in a thread of these."""
         self.answer = threads.submit(self._run)
-        """What comes of it, in the end."""
 
     def carry(self, flow: Flow, *, is_all_wanted: bool = True) -> None:
         """Hand over the bytes, without waiting for an answer; raises what the flow raises.
@@ -51,10 +59,18 @@ class Courier(Generic[Sent]):
         :param is_all_wanted: take all of them from the flow even when sending has failed.
         """
         for chunk in flow.chunks(self._count):
+            if self._is_summed:
+                self.crc32 = zlib.crc32(chunk, self.crc32)
             self._pieces.put((chunk, flow.keep()))
             if self._has_failed and not is_all_wanted:
                 break
         self._pieces.put(None)
+
+    def arrived(self, flow: Flow) -> Sent:
+        """Wait for the answer, unless the copy is to end; raises what sending raised."""
+        while not wait([self.answer], LOOK_SECONDS).done:
+            flow.check_stop()
+        return self.answer.result()
 
     def again(self, body: Body) -> Sent:
         """Send the same bytes once more.
@@ -63,7 +79,7 @@ class Courier(Generic[Sent]):
         :raises SourceChangedError: they are not the same.
         """
         sent = self._send(body)
-        if body.crc32 != self.body.crc32:
+        if body.crc32 != self.crc32:
             raise SourceChangedError("a part of the body that was read again is another one")
         return sent
 
@@ -74,14 +90,16 @@ class Courier(Generic[Sent]):
 
     def _run(self) -> Sent:
         try:
-            return self._send(self.body)
+            sent = self._send(self.body)
+            if not self._has_all:
+                raise StorageUnavailableError("the store answered before it had all of a body")
         except BaseException:
             self._has_failed = True
             self._taken.close()
-            # The memory goes back, and the checksum tells later whether the same bytes are sent again.
-            for chunk in self._take():
-                self.body.crc32 = zlib.crc32(chunk, self.body.crc32)
+            for _ in self._take():
+                continue  # the memory goes back
             raise
+        return sent
 
     def _take(self) -> Generator[memoryview]:
         while not self._has_all:

@@ -719,8 +719,9 @@ class S3Writer:
             while begun < size:
                 count, number = min(ahead_part_bytes(size), size - begun), len(self._parts) + len(under_way) + 1
                 send = partial(self._store.upload_stream, self._key, upload_id, number)
-                courier = Courier(threads, count, send)
+                courier = Courier(count, send)
                 under_way.append((courier, begun))
+                courier.start(threads)
                 courier.carry(flow)
                 begun += count
                 while under_way and (under_way[0][0].answer.done() or len(under_way) >= MOST_COURIERS):
@@ -734,7 +735,7 @@ class S3Writer:
 
     def _arrived(self, flow: Flow, courier: Courier[CompletedPartTypeDef], start: int) -> None:
         """Note a part that was sent; send it anew, as often as it may be, where the store did not take it."""
-        send = courier.answer.result
+        send = partial(courier.arrived, flow)
         for attempts_left in range(_PART_ATTEMPTS, -1, -1):
             try:
                 part = send()
@@ -772,10 +773,11 @@ class S3Writer:
     ) -> _Sent:
         """Send the next bytes of a flow while those that follow are read and hashed."""
         threads = ThreadPoolExecutor(1, "courier")
-        courier = Courier(threads, count, send, sha256)
+        courier = Courier(count, send, sha256)
         try:
+            courier.start(threads)
             courier.carry(flow, is_all_wanted=False)
-            return courier.answer.result()
+            return courier.arrived(flow)
         finally:
             give_up([courier])
             threads.shutdown(wait=False)

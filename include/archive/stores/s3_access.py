@@ -10,7 +10,8 @@ import re
 import socket
 import ssl
 import struct
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from http.client import HTTPException, HTTPResponse
@@ -42,6 +43,8 @@ LONGEST_REPLY = 8 * 1024 * 1024
 _PLAIN_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _OF_ANOTHER_KIND = re.compile(r"^arn:|--(x|xa|op)-s3$")
 _SMALL_BYTES = 1024
+_SLICE = struct.pack("@ll", 0, 500_000)
+"""How long, as the kernel takes it, sending waits for the other side before it is asked whether it still shall."""
 _MORE = getattr(socket, "MSG_MORE", 0)
 _IP = re.compile(r"[0-9.]+|.*:.*")
 _REGION = re.compile(r"[a-z0-9][a-z0-9-]{0,61}[a-z0-9]")
@@ -172,7 +175,7 @@ class Direct:
     verify: bool | str = True
     connect_timeout: float = SECONDS
     read_timeout: float = SECONDS
-    connections: int = 10
+    connections: int = 40
 
     is_plain = True
 
@@ -290,6 +293,8 @@ def exchanged(pool: HTTPConnectionPool, request: Any) -> Reply:
             if rest is not None:
                 is_lent = True
                 return reply._replace(chunks=_chunks(pool, connection, rest))
+            if not is_sent and reply.status_code < 300:
+                raise ConnectionResetError("answered before all was sent")  # whatever it thinks that it has
             is_good = is_sent and is_whole
             return reply
         finally:
@@ -343,36 +348,46 @@ def _is_sent(sock: socket.socket, request: Any) -> bool:
         raise ValueError("a header of several lines")
     body = request.body
     is_plain, timeout = not isinstance(sock, ssl.SSLSocket), sock.gettimeout()
+    is_over: Callable[[], bool] = getattr(body, "is_over", lambda: False)
     try:
         if is_plain:
-            # The kernel waits until all of a piece is sent. A timeout of Python's own means to be called, and to wait
+            # The kernel waits until much of a piece is sent. A timeout of Python's own means to be called, and to wait
             # for the interpreter, for each bit that the other side takes.
             sock.settimeout(None)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(timeout))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SLICE)
         small = "\r\n".join([*lines, "", ""]).encode("latin-1")
         for piece in (body,) if isinstance(body, (bytes, bytearray, memoryview)) else body:
             if len(piece) < _SMALL_BYTES:
                 small += piece
-                continue
-            if small:
-                sock.sendall(small, _MORE if is_plain else 0)
+            elif is_plain:
+                _send(sock, small, timeout, is_over, _MORE)
+                _send(sock, piece, timeout, is_over)
                 small = b""
-            sock.sendall(piece)
-        sock.sendall(small)
+            else:
+                sock.sendall(small)
+                sock.sendall(piece)
+                small = b""
+        if is_plain:
+            _send(sock, small, timeout, is_over)
+        else:
+            sock.sendall(small)
     except (BrokenPipeError, ConnectionResetError):
         return False
-    except BlockingIOError:
-        raise TimeoutError("timed out") from None
     finally:
         if is_plain:
             sock.settimeout(timeout)
     return True
 
 
-def _timeval(seconds: float | None) -> bytes:
-    """Return a time as the kernel takes it; None is for ever."""
-    whole = int(seconds or 0)
-    return struct.pack("@ll", whole, int(((seconds or 0) - whole) * 1_000_000))
+def _send(sock: socket.socket, data: Any, timeout: float | None, is_over: Callable[[], bool], flags: int = 0) -> None:
+    """Send all of it within the timeout, by a socket that lets a call return after a while."""
+    end = None if timeout is None else time.monotonic() + timeout
+    left = memoryview(data)
+    while left:
+        with suppress(BlockingIOError):
+            left = left[sock.send(left, flags) :]
+        if left and (is_over() or (end is not None and time.monotonic() > end)):
+            raise TimeoutError("timed out")
 
 
 def _reply(reader: Any, request: Any) -> tuple[Reply, HTTPResponse | None, bool]:

@@ -267,13 +267,25 @@ class Body:
     :param chunks: together as many bytes as announced.
     :param size: how many these are.
     :param sha256: tells their hash once all were taken; without it, their CRC-32 is computed on the way.
+    :param crc32: tells that CRC-32 once all were taken, where it is computed elsewhere.
+    :param is_over: tells, while the store takes nothing, whether nobody wants it sent any more.
     """
 
-    def __init__(self, chunks: Iterator[memoryview], size: int, sha256: Callable[[], str] | None = None) -> None:
+    def __init__(
+        self,
+        chunks: Iterator[memoryview],
+        size: int,
+        sha256: Callable[[], str] | None = None,
+        *,
+        crc32: Callable[[], int] | None = None,
+        is_over: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.size = size
         self.crc32 = 0
         self.algorithm = "sha256" if sha256 else "crc32"
+        self.is_over = is_over
         self._sha256 = sha256
+        self._known_crc32 = crc32
         self.failure: BaseException | None = None
         self._chunks = chunks
 
@@ -290,7 +302,7 @@ class Body:
             for chunk in self._chunks:
                 if len(chunk) > remaining:
                     raise IntegrityError(f"a body went on after the {self.size} bytes that were announced")
-                if self._sha256 is None:
+                if self._sha256 is None and self._known_crc32 is None:
                     self.crc32 = zlib.crc32(chunk, self.crc32)
                 rest = chunk
                 while rest:
@@ -306,6 +318,8 @@ class Body:
                         yield b"\r\n"
             if remaining:
                 raise IntegrityError(f"a body ended {remaining} bytes before the {self.size} that were announced")
+            if self._known_crc32 is not None:
+                self.crc32 = self._known_crc32()
             yield self._end(bytes.fromhex(self._sha256()) if self._sha256 else self.crc32.to_bytes(4, "big"))
         except GeneratorExit:
             raise  # the connection broke, which is no fault of the body

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
+from contextlib import closing, suppress
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +17,8 @@ from include.archive.ahead import Lanes
 from include.archive.audio import PcmFormat, wav_header
 from include.archive.copy import Stop
 from include.archive.stores import s3 as s3_module
+from include.archive.stores.s3 import S3Store
+from include.archive.stores.s3_access import Direct
 from tests.include.archive.support import STEM, Archive, CutError, FakeBody, FakeSource, audio, run, samples, sha256
 
 if TYPE_CHECKING:
@@ -276,6 +281,139 @@ def test_with_one_lane_nothing_is_read_ahead(archive: Archive) -> None:
     source = FakeSource(audio(SIZE))
     run(archive, source)
     assert source.opened == [(0, None)]
+
+
+@pytest.mark.parametrize("ways", [2, 3, 4])
+def test_on_few_ways_a_long_body_survives_a_fault_of_the_store(
+    bucket: Archive, strict: Process, monkeypatch: pytest.MonkeyPatch, ways: int
+) -> None:
+    """It goes on in one, and what is still to be sent of it must not be read over."""
+    strict.faults({"operation": "UploadPart", "skip": 1, "action": "error", "code": "SlowDown"})
+    send = s3_module.S3Store.upload_stream
+
+    def late(self: Any, *args: Any) -> Any:
+        time.sleep(0.02)
+        return send(self, *args)
+
+    monkeypatch.setattr(s3_module.S3Store, "upload_stream", late)
+    source = FakeSource(audio(3 * s3_module.PART_BYTES + 9))
+    part = run(bucket, source, lanes=Lanes(ways))
+    assert sha256(bucket.get(KEY)) == part.sha256 == sha256(source.data)
+
+
+def test_another_copy_that_begins_meanwhile_takes_no_memory_away(
+    bucket: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_ahead = copy_module._Reader.go_ahead
+
+    def crowded(self: Any, lanes: Lanes) -> None:
+        lanes.copies += 1
+        go_ahead(self, lanes)
+
+    monkeypatch.setattr(copy_module._Reader, "go_ahead", crowded)
+    source = FakeSource(audio(3 * s3_module.PART_BYTES))
+    part = run(bucket, source, lanes=Lanes(2))
+    assert sha256(bucket.get(KEY)) == part.sha256 == sha256(source.data)
+
+
+@pytest.mark.parametrize("size", [10 * 1024 * 1024 - 44, 10 * 1024 * 1024 - 43, SIZE])
+def test_any_part_of_samples_can_be_sent_again(bucket: Archive, strict: Process, size: int) -> None:
+    data = samples(size)
+    for number in range(3):
+        strict.reset()
+        strict.faults({"operation": "UploadPart", "skip": number, "action": "error", "code": "SlowDown"})
+        part = run(bucket, FakeSource(data), source_format="raw", lanes=Lanes(6))
+        assert bucket.get(part.key) == wav_header(PcmFormat(), size) + data + bytes(size % 2)
+        assert bucket.leftovers() == []
+
+
+def test_ranges_that_do_not_say_what_they_belong_to_are_not_taken(archive: Archive) -> None:
+    first, second = audio(SIZE, seed=1), audio(SIZE, seed=2)
+
+    class Untagged(FakeSource):
+        def open(self, offset: int = 0, if_match: str | None = None, end: int | None = None) -> FakeBody:
+            body = super().open(offset, if_match)
+            data = second if len(self.opened) > 10 else first
+            return body if end is None else FakeBody(self, data, None, offset)
+
+    part = run(archive, Untagged(first), lanes=Lanes(6))
+    assert part.sha256 == sha256(archive.get(KEY)) == sha256(first)
+
+
+class Hasty:
+    """A store that answers a PUT as if all had come, after a part of the body, or never."""
+
+    def __init__(self, *, answers: bool) -> None:
+        self._answers = answers
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=self._serve, args=(self._listener.accept()[0],), daemon=True).start()
+
+    def _serve(self, conn: socket.socket) -> None:
+        replies = {
+            "POST": (200, b"<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>"),
+            "DELETE": (204, b""),
+            "HEAD": (404, b""),
+        }
+        with conn, conn.makefile("rb") as lines:
+            while line := lines.readline():
+                method = line.split()[0].decode()
+                while lines.readline().strip():
+                    pass
+                kind = b"ListMultipartUploadsResult" if b"uploads" in line else b"ListBucketResult"
+                listing = b"<%s><IsTruncated>false</IsTruncated></%s>" % (kind, kind)
+                status, body = replies.get(method, (200, b"" if method == "PUT" else listing))
+                if method == "PUT" and not self._answers:
+                    threading.Event().wait(60)
+                if method == "PUT":
+                    lines.read(100_000)
+                head = f'HTTP/1.1 {status} -\r\nETag: "1"\r\nContent-Length: {len(body)}\r\n\r\n'
+                conn.sendall(head.encode() + body)
+                if method == "PUT":
+                    return
+
+    def store(self, seconds: float) -> S3Store:
+        access = Direct(
+            address=f"{self.url}/archive",
+            region="us-east-1",
+            keys=lambda: SimpleNamespace(access_key="a", secret_key="b", token=None),  # noqa: S106
+            make_client=lambda: pytest.fail("no client is needed"),
+            read_timeout=seconds,
+        )
+        return S3Store(bucket="archive", prefix="", access=access)
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+@pytest.mark.parametrize("ways", [1, 4, 8])
+def test_a_store_that_answers_before_it_has_all_is_not_believed(monkeypatch: pytest.MonkeyPatch, ways: int) -> None:
+    monkeypatch.setattr(copy_module, "MAX_FUTILE_ATTEMPTS", 2)
+    with closing(Hasty(answers=True)) as server:
+        bucket: Any = SimpleNamespace(store=server.store(5))
+        lanes = Lanes(ways)
+        with pytest.raises((errors.StorageError, errors.UploadLostError)):
+            run(bucket, FakeSource(audio(SIZE)), lanes=lanes)
+        wait_for_no("courier")
+        assert lanes.copies == 0
+
+
+@pytest.mark.parametrize("ways", [4, 8])
+def test_a_stop_does_not_wait_for_a_store_that_takes_nothing(ways: int) -> None:
+    with closing(Hasty(answers=False)) as server:
+        bucket: Any = SimpleNamespace(store=server.store(50))
+        stop = Stop()
+        threading.Timer(1, stop.set).start()
+        began = time.monotonic()
+        with pytest.raises(errors.StoppedError):
+            run(bucket, FakeSource(audio(5 * SIZE)), lanes=Lanes(ways), stop=stop)
+        assert time.monotonic() - began < 25
+        wait_for_no("courier")
 
 
 class TestAFastSource:

@@ -274,6 +274,7 @@ def test_a_refusal_before_the_body_is_the_one_that_is_told() -> None:
                 mark=lambda: None,
                 sha256="0" * 64,
                 ways=1,
+                check_stop=lambda: None,
                 can_keep=False,
             )
             with pytest.raises(errors.NoSuchBucketError):

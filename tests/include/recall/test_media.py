@@ -864,6 +864,55 @@ def test_ranges_side_by_side_share_a_fresh_link(media: MediaClient, server: Serv
         body.close()
 
 
+def test_links_that_ranges_renewed_leave_a_new_beginning_its_own(
+    media: MediaClient, server: Server, link: SignedLink
+) -> None:
+    fresh = Links(server)
+    source = PartSource(media, link, fresh)
+    for begin in (10, 20, 30):
+        server.says(
+            server.reply(403, b""),
+            server.reply(206, AUDIO[begin : begin + 5], Content_Range=f"bytes {begin}-{begin + 4}/{len(AUDIO)}"),
+        )
+        source.open(begin, None, begin + 5).close()
+    server.says(server.reply(403, b""), server.reply(200, AUDIO))
+    assert read(source.open()) == AUDIO
+    assert fresh.given == 4
+
+
+def test_two_lengths_of_one_body_are_none(media: MediaClient, server: Server, link: SignedLink) -> None:
+    server.forever = server.raw(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 5\r\n\r\nabcde")
+    with pytest.raises(RecallMediaCutError):
+        media.open(link)
+
+
+def test_an_endless_length_is_none(media: MediaClient, server: Server, link: SignedLink) -> None:
+    server.forever = server.raw(b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\nabcde")
+    body = media.open(link)
+    assert body.length is None
+    assert read(body) == b"abcde"
+
+
+def test_an_interrupted_body_never_goes_on_without_tls(
+    tls_server: Callable[..., Server], connect: Callable[..., MediaClient]
+) -> None:
+    server = tls_server()
+    server.forever = server.reply(200, bytes(4_000_000))
+    body = connect(allowed_hosts=[server.netloc]).open(SignedLink(f"{server.url}/a"))
+    buffer = memoryview(bytearray(100_000))
+    assert body.readinto(buffer)
+    body.interrupt()
+    came = bytearray()
+    with pytest.raises(RecallMediaCutError):
+        _rest(body, buffer, came)
+    assert not any(came), "ciphertext was taken for the body"
+
+
+def _rest(body: MediaBody, buffer: memoryview, came: bytearray) -> None:
+    while count := body.readinto(buffer):
+        came += buffer[:count]
+
+
 def test_a_range_that_is_refused_for_ever(media: MediaClient, server: Server, link: SignedLink) -> None:
     fresh = Links(server)
     server.route = lambda asked: (
