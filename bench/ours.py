@@ -63,7 +63,10 @@ def main() -> None:
     # Checkouts from before there was a survey look each part up by itself.
     survey = getattr(copy, "survey", None)
     folders = sorted({key.rpartition("/")[0] for key in work["keys"]})
-    lanes = {"lanes": copy.Lanes(work["workers"])} if hasattr(copy, "Lanes") else {}
+    lanes = {}
+    if hasattr(copy, "Lanes"):
+        parts, workers = len(work["urls"]), work["workers"]
+        lanes["lanes"] = copy.Lanes(workers, parts=parts, side_by_side=workers)
     known = {"shelf": survey(store, folders, tidy=True)} if survey else {}
 
     def archive(url: str, key: str, size: int) -> None:

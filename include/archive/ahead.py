@@ -68,20 +68,29 @@ class Lanes:
     """Connections to the source, and memory for what comes on them, shared by copies that run side by side.
 
     :param count: connections at the same time. With one for each copy, none of them reads ahead.
+    :param parts: how many copies there will be in all, where that is known: the first ones then leave lanes to others.
+    :param side_by_side: how many of them at a time.
     """
 
-    def __init__(self, count: int = 1) -> None:
+    def __init__(self, count: int = 1, *, parts: int = 0, side_by_side: int = 1) -> None:
         self.count = count
         self.copies = 0
+        self._parts = parts
+        self._side_by_side = side_by_side
         self._lock = threading.Lock()
         self._left = max(FEWEST_BUFFERS, count * BUFFERS_OF_EIGHT // 8)
         self._free: list[memoryview] = []
         self._waiting: list[_Waiting] = []
 
     @property
+    def sharers(self) -> int:
+        """How many copies there are just now, or are about to be."""
+        return max(1, self.copies, min(self._parts, self._side_by_side))
+
+    @property
     def share(self) -> int:
         """How many connections one copy may have just now."""
-        return max(1, self.count // max(1, self.copies))
+        return max(1, self.count // self.sharers)
 
     @contextmanager
     def one_copy(self) -> Iterator[None]:
@@ -93,6 +102,7 @@ class Lanes:
         finally:
             with self._lock:
                 self.copies -= 1
+                self._parts -= 1
 
     def take(self, distance: Callable[[], int], is_over: Callable[[], bool]) -> memoryview | None:
         """Wait for memory for a range; who is nearest to its turn gets it first.

@@ -1038,7 +1038,7 @@ class _Copy:
             header=header,
             size=size,
             check=check,
-            spares=SPARE_BUFFERS if self._lanes.count > 1 and self._lanes.copies <= FEW_COPIES else 0,
+            spares=SPARE_BUFFERS if self._lanes.count > 1 and self._lanes.sharers <= FEW_COPIES else 0,
             progress=self._progress,
         )
 

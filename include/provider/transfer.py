@@ -204,7 +204,7 @@ def archive(
     pcm = PcmFormat.parse(batch.pcm)
     folders = [f"{batch.folder}/{participant_folder(one)}" for one in batch.participant_ids]
     shelf = survey(ends.store, folders, tidy=True)
-    lanes = Lanes(LANES)
+    lanes = Lanes(LANES, parts=len(todo), side_by_side=STREAMS)
 
     def copy(artifact: AudioArtifact, part: AudioPart) -> StoredPart:
         progress = Progress(part.participant.id, part.id)

@@ -277,6 +277,16 @@ def test_a_copy_gets_its_share_of_the_lanes() -> None:
     assert Lanes().share == 1
 
 
+def test_the_first_copies_leave_lanes_to_the_others() -> None:
+    lanes = Lanes(32, parts=10, side_by_side=8)
+    for left in (10, 9, 8):
+        with lanes.one_copy():
+            assert lanes.share == 4, left
+    for share in (32 // 7, 32 // 6, 32 // 5, 8, 32 // 3, 16, 32):
+        with lanes.one_copy():
+            assert lanes.share == share
+
+
 def test_with_one_lane_nothing_is_read_ahead(archive: Archive) -> None:
     source = FakeSource(audio(SIZE))
     run(archive, source)
