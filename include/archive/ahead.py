@@ -83,14 +83,9 @@ class Lanes:
         self._waiting: list[_Waiting] = []
 
     @property
-    def sharers(self) -> int:
-        """How many copies there are just now, or are about to be."""
-        return max(1, self.copies, min(self._parts, self._side_by_side))
-
-    @property
     def share(self) -> int:
         """How many connections one copy may have just now."""
-        return max(1, self.count // self.sharers)
+        return max(1, self.count // max(1, self.copies, min(self._parts, self._side_by_side)))
 
     @contextmanager
     def one_copy(self) -> Iterator[None]:

@@ -15,11 +15,11 @@ import random
 import re
 import time
 import zlib
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from include.archive.ahead import LOOK_SECONDS, Ahead, Lanes
+from include.archive.ahead import Ahead, Lanes
 from include.archive.audio import (
     MEDIA_TYPE_OF_EXTENSION,
     SNIFF_BYTES,
@@ -77,12 +77,6 @@ AHEAD_BYTES = 16 * 1024 * 1024
 
 FAST_SOURCE = 100 * 1024 * 1024
 """Bytes per second, the wait for the first included, at which a single connection is believed to be all it takes."""
-
-SPARE_BUFFERS = 3
-"""How many more large buffers a copy has whose bytes are sent while the next ones are read and hashed."""
-
-FEW_COPIES = 2
-"""Up to so many copies at a time, each does that; more keep the cores busy as it is."""
 
 _large_buffers: queue.SimpleQueue[bytearray | None] = queue.SimpleQueue()
 for _ in range(LARGE_BUFFERS):
@@ -674,7 +668,6 @@ class _Flow:
     :param header: what is put in front of the body.
     :param size: of all that is stored, where known.
     :param check: called with the hashes when all is read; raises what forbids to store it.
-    :param spares: how many more buffers like ``view`` there may be, so that chunks can be kept.
     :param progress: see :func:`archive_body`.
     """
 
@@ -687,7 +680,6 @@ class _Flow:
         header: bytes = b"",
         size: int | None = None,
         check: Callable[[_Digests], object] = lambda digests: None,
-        spares: int = 0,
         progress: Callable[[int, int | None], None] | None = None,
     ) -> None:
         self.digests = _Digests(header=header, declared=reader.checksums)
@@ -701,9 +693,6 @@ class _Flow:
         self._check = check
         self._progress = progress
         self._reported = 0
-        self._has_spares = spares > 0
-        self._spares_left = spares
-        self._spares: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
         self._is_in_view = False
         self._marked: tuple[_Digests, int] | None = None
 
@@ -728,27 +717,12 @@ class _Flow:
     @property
     def can_keep(self) -> bool:
         """See :attr:`include.archive.stores.base.Flow.can_keep`."""
-        return self._has_spares or self._reader.is_ahead
+        return self._reader.is_ahead
 
     def keep(self) -> Callable[[], None]:
         """See :meth:`include.archive.stores.base.Flow.keep`."""
-        if not self._is_in_view:
-            return self._reader.keep()
-        if self._reader.is_ahead:
-            return lambda: None  # what was read before the ranges; nothing else is read there as long as they last
-        kept = self._view
-        if self._spares_left:
-            self._spares_left -= 1
-            self._view = memoryview(bytearray(len(kept)))
-        else:
-            self._view = self._spare()
-        return lambda: self._spares.put(kept)
-
-    def _spare(self) -> memoryview:
-        while True:
-            self.check_stop()
-            with suppress(queue.Empty):
-                return self._spares.get(timeout=LOOK_SECONDS)
+        # Where the body was read before its ranges, nothing else is read as long as they last.
+        return (lambda: None) if self._is_in_view else self._reader.keep()
 
     def check_stop(self) -> None:
         """See :meth:`include.archive.stores.base.Flow.check_stop`."""
@@ -1038,7 +1012,6 @@ class _Copy:
             header=header,
             size=size,
             check=check,
-            spares=SPARE_BUFFERS if self._lanes.count > 1 and self._lanes.sharers <= FEW_COPIES else 0,
             progress=self._progress,
         )
 

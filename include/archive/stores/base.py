@@ -86,7 +86,7 @@ class Flow(Protocol):
     def keep(self) -> Callable[[], None]:
         """Leave the chunk that was yielded last as it is until what this returns is called, from any thread.
 
-        May wait until another one is let go. Only where :attr:`can_keep` says so.
+        Only where :attr:`can_keep` says so.
         """
         ...
 

@@ -83,9 +83,6 @@ AHEAD_PART_BYTES = 5 * 1024 * 1024
 It is S3's least: the bytes of all parts that are under way wait in memory.
 """
 
-COURIER_BYTES = 4 * 1024 * 1024
-"""From so many bytes on, a thread of its own for sending them is worth it."""
-
 MOST_COURIERS = 32
 """How many parts of one object are under way at the same time."""
 
@@ -757,7 +754,7 @@ class S3Writer:
         while True:
             body = Body(flow.chunks(count), count, sha256)
             try:
-                if flow.can_keep and count >= COURIER_BYTES:
+                if flow.can_keep:
                     return self._carried(flow, count, send, sha256)
                 return send(body)
             except (StorageError, StoredBytesDifferError) as error:

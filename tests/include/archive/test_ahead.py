@@ -1,4 +1,4 @@
-"""Bodies that are fetched in ranges side by side, and sent while the next bytes are read."""
+"""Bodies that are fetched in ranges side by side, and sent while the next bytes come."""
 
 from __future__ import annotations
 
@@ -427,7 +427,7 @@ def test_a_stop_does_not_wait_for_a_store_that_takes_nothing(ways: int) -> None:
 
 
 class TestAFastSource:
-    """It is read on one connection; what was read is sent and the next hashed at the same time."""
+    """It is read on one connection, as ever."""
 
     @pytest.fixture(autouse=True)
     def fast(self, monkeypatch: pytest.MonkeyPatch) -> None:
