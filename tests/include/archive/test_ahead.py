@@ -38,7 +38,9 @@ def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Crowd(FakeSource):
-    """Counts how many ranges are open at the same time, and lets the first come last."""
+    """Counts how many ranges are open at the same time, waits for so many, and lets some come late."""
+
+    wanted = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,6 +65,9 @@ class Crowd(FakeSource):
             close()
 
         body.close = closed  # type: ignore[method-assign]
+        give_up = time.monotonic() + 30
+        while end is not None and self.most < self.wanted and time.monotonic() < give_up:
+            time.sleep(0.005)
         if end is not None:
             time.sleep(0.02 if number % 3 == 0 else 0.005)
         return body
@@ -74,6 +79,7 @@ def uploads(strict: Process) -> list[dict[str, Any]]:
 
 def test_ranges_come_side_by_side_and_are_stored_in_order(archive: Archive) -> None:
     source = Crowd(audio(SIZE))
+    source.wanted = 4
     part = run(archive, source, lanes=Lanes(8))
     assert sha256(archive.get(KEY)) == part.sha256 == part.source_sha256 == sha256(source.data)
     assert archive.keys() == [KEY]
@@ -85,14 +91,19 @@ def test_ranges_come_side_by_side_and_are_stored_in_order(archive: Archive) -> N
     assert {tag for offset, tag in source.opened if offset} == {'"v1"'}
 
 
-def test_parts_go_out_side_by_side(bucket: Archive, strict: Process, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3_module, "AHEAD_PART_BYTES", 5 * 1024 * 1024)
-    strict.faults({"operation": "UploadPart", "action": "delay", "seconds": 0.5, "times": None})
-    began = time.monotonic()
-    part = run(bucket, FakeSource(audio(4 * 5 * 1024 * 1024 + 1)), lanes=Lanes(8))
-    assert part.sha256 == sha256(bucket.get(KEY))
+def test_parts_go_out_side_by_side(bucket: Archive, strict: Process) -> None:
+    strict.faults({"operation": "UploadPart", "action": "hold", "seconds": 60, "times": None})
+    data, parts = audio(4 * s3_module.AHEAD_PART_BYTES + 1), []
+    thread = threading.Thread(target=lambda: parts.append(run(bucket, FakeSource(data), lanes=Lanes(8))))
+    thread.start()
+    give_up = time.monotonic() + 50
+    while len(strict.control("GET", "held")) < 5:
+        assert time.monotonic() < give_up, "no five parts are under way at once"
+        time.sleep(0.02)
+    strict.control("POST", "release", {})
+    thread.join()
+    assert parts[0].sha256 == sha256(bucket.get(KEY)) == sha256(data)
     assert [one["status"] for one in uploads(strict)] == [200] * 5
-    assert time.monotonic() - began < 5 * 0.5
 
 
 @pytest.mark.parametrize("size", [SIZE, SIZE + 1])
