@@ -273,7 +273,8 @@ def slow_down() -> None:
     """Take every source for a slow one, so that all but short bodies come in ranges on several connections."""
     from include.archive import ahead, copy
 
-    copy.AHEAD_BYTES, copy.FAST_SOURCE, ahead.RANGE_BYTES = 300_000, 1 << 60, 100_000
+    copy.AHEAD_BYTES, copy.FAST_SOURCE = 300_000, 1 << 60
+    ahead.RANGE_BYTES, ahead.PIECE_BYTES, ahead.MEMORY_BYTES = 100_000, 30_000, 300_000
 
 
 def watch_links(path: Path) -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 KEY = f"{STEM}.ogg"
 SIZE = 12 * 1024 * 1024 + 7
-RANGE = 200_000
+RANGE, PIECE = 200_000, 80_000
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +35,7 @@ def small_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(copy_module, "AHEAD_BYTES", 1)
     monkeypatch.setattr(copy_module, "FAST_SOURCE", 1 << 60)
     monkeypatch.setattr(ahead, "RANGE_BYTES", RANGE)
+    monkeypatch.setattr(ahead, "PIECE_BYTES", PIECE)
 
 
 class Crowd(FakeSource):
@@ -255,7 +256,7 @@ def test_a_stop_ends_every_range(archive: Archive) -> None:
 
 
 def test_memory_is_bounded_and_shared_without_a_deadlock(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ahead, "FEWEST_BUFFERS", 6)
+    monkeypatch.setattr(ahead, "MEMORY_BYTES", 6 * PIECE)
     lanes, made = Lanes(6), []
     monkeypatch.setattr(ahead, "bytearray", lambda size: made.append(size) or bytearray(size), raising=False)
     failures: list[BaseException] = []
