@@ -35,7 +35,7 @@ class Courier(Generic[Sent]):
 
     def __init__(self, count: int, send: Callable[[Body], Sent], sha256: Callable[[], str] | None = None) -> None:
         self.crc32 = 0
-        """Of all that was handed over once it was taken, where no hash of it is sent."""
+        """Of what was handed over, where no hash of it is sent; computed while the bytes are in the cache."""
         self.answer: Future[Sent] = Future()
         """What comes of it, in the end."""
         self.answer.cancel()  # until there is something to wait for
@@ -59,6 +59,8 @@ class Courier(Generic[Sent]):
         :param is_all_wanted: take all of them from the flow even when sending has failed.
         """
         for chunk in flow.chunks(self._count):
+            if self._is_summed:
+                self.crc32 = zlib.crc32(chunk, self.crc32)
             self._pieces.put((chunk, flow.keep()))
             if self._has_failed and not is_all_wanted:
                 break
@@ -107,8 +109,6 @@ class Courier(Generic[Sent]):
                 break
             chunk, let_go = piece
             try:
-                if self._is_summed:
-                    self.crc32 = zlib.crc32(chunk, self.crc32)
                 if not self._is_given_up:
                     yield chunk
             finally:
