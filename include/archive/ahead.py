@@ -218,6 +218,7 @@ class Ahead:
         self._loan: _Loan | None = None
         self._fetchers = 0
         self._is_over = False
+        self._fetch_more()
 
     def read(self, most: int | None = None) -> memoryview:
         """Return the next bytes, which stay until the next are asked for; none at the end.
