@@ -18,16 +18,17 @@ from include.archive.errors import StoppedError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-RANGE_BYTES = 2 * 1024 * 1024
+RANGE_BYTES = 1536 * 1024
 """How much one request asks for. A longer range waits less for its first byte, and holds more until its turn comes."""
 
-PIECE_BYTES = 1024 * 1024
+PIECE_BYTES = 768 * 1024
 """How much memory is taken, and given back, at a time: it is held for what comes, not for what has been asked for."""
 
-MEMORY_BYTES = 10 * 1024 * 1024
+MEMORY_BYTES = 12 * 1024 * 1024
 """How much all copies of a task hold together, on however many connections.
 
-More is no faster: it leaves the processor's cache, and hashing what comes from there takes half as long again.
+Where the processor is the limit, more is no faster: it leaves the cache, and hashing what comes from there takes half
+as long again. Where each connection is slow (a few MiB/s), more would keep more of them busy.
 """
 
 LOOK_SECONDS = 0.1
@@ -185,7 +186,8 @@ class _Range:
         self.end = end
         self.came: queue.SimpleQueue[_Loan | BaseException | None] = queue.SimpleQueue()
         """Its pieces in order, and None behind the last."""
-        self.transferred = 0
+        self.repeated = 0
+        """Bytes that came more than once."""
 
 
 class Ahead:
@@ -218,7 +220,6 @@ class Ahead:
         self._loan: _Loan | None = None
         self._fetchers = 0
         self._is_over = False
-        self._fetch_more()
 
     def read(self, most: int | None = None) -> memoryview:
         """Return the next bytes, which stay until the next are asked for; none at the end.
@@ -236,8 +237,9 @@ class Ahead:
                 raise came
             if came is not None:
                 self._loan = came
+                self.transferred += len(came.unread)
                 continue
-            self.transferred += self._ranges.popleft().transferred
+            self.transferred += self._ranges.popleft().repeated
             self._lanes.look_again()
         chunk = self._loan.unread[:most]
         self._loan.unread = self._loan.unread[len(chunk) :]
@@ -298,7 +300,7 @@ class Ahead:
             reader.ready()  # nothing is held for what hasn't begun to come
             for start in range(one.start, one.end, PIECE_BYTES):
                 self._pass_on(one, self._piece(one, reader, min(PIECE_BYTES, one.end - start)))
-            one.transferred = reader.transferred
+            one.repeated = reader.transferred - (one.end - one.start)
             self._pass_on(one, None)
         finally:
             reader.close()

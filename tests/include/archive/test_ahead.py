@@ -13,7 +13,7 @@ import pytest
 
 from include.archive import ahead, errors
 from include.archive import copy as copy_module
-from include.archive.ahead import Lanes
+from include.archive.ahead import Ahead, Lanes
 from include.archive.audio import PcmFormat, wav_header
 from include.archive.copy import Stop
 from include.archive.stores import s3 as s3_module
@@ -278,6 +278,68 @@ def test_memory_is_bounded_and_shared_without_a_deadlock(archive: Archive, monke
     assert not any(thread.is_alive() for thread in threads)
     assert 1 <= len(made) <= 6
     assert lanes.copies == 0
+
+
+class Pieces:
+    """A range of a body, of which the second piece can be made to fail; counts what it repeats."""
+
+    def __init__(self, start: int, end: int, *, breaks: bool = False, repeated: int = 0) -> None:
+        self.transferred = repeated
+        self._left = end - start
+        self._breaks = breaks
+
+    def ready(self) -> None:
+        return
+
+    def readinto(self, buffer: memoryview) -> int:
+        if self._breaks and self.transferred >= PIECE:
+            raise CutError("cut in the second piece")
+        count = min(len(buffer), self._left)
+        self._left -= count
+        self.transferred += count
+        return count
+
+    def close(self) -> None:
+        return
+
+
+def test_an_error_in_the_midst_of_a_range_is_raised_behind_what_came_before() -> None:
+    reading = Ahead(Lanes(4), lambda start, end: Pieces(start, end, breaks=start > 0), Stop(), 0, 3 * RANGE)
+    came = 0
+    while came < RANGE + PIECE:
+        came += len(reading.read())
+    with pytest.raises(CutError):
+        reading.read()
+    assert reading.transferred == came == RANGE + PIECE
+    reading.close()
+    wait_for_no("ahead")
+
+
+def test_what_a_range_repeats_is_counted() -> None:
+    reading = Ahead(Lanes(4), lambda start, end: Pieces(start, end, repeated=5), Stop(), 0, 3 * RANGE)
+    while reading.read():
+        continue
+    assert reading.transferred == 3 * RANGE + 3 * 5
+    wait_for_no("ahead")
+
+
+def test_whoever_waits_for_memory_hears_that_the_copy_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "MEMORY_BYTES", 3 * PIECE)
+    lanes = Lanes(6)
+    held = [lanes.take(lambda: 0, lambda: False) for _ in range(3)]
+    reading = Ahead(lanes, Pieces, Stop(), 0, 30 * RANGE)
+    reading._fetch_more()
+    end = time.monotonic() + 20
+    while len(lanes._waiting) < 6:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    reading.close()
+    wait_for_no("ahead")
+    assert lanes._waiting == []
+    for buffer in held:
+        assert buffer is not None
+        lanes.give(buffer)
+    assert lanes._left == 3
 
 
 def test_a_copy_gets_its_share_of_the_lanes() -> None:
