@@ -7,6 +7,7 @@ all copies of a task.
 
 from __future__ import annotations
 
+import heapq
 import queue
 import threading
 from collections import deque
@@ -84,7 +85,8 @@ class Lanes:
         self._lock = threading.Lock()
         self._left = MEMORY_BYTES // PIECE_BYTES
         self._free: list[memoryview] = []
-        self._waiting: list[_Waiting] = []
+        self._lines: list[Line] = []
+        """Those in which somebody waits."""
 
     @property
     def share(self) -> int:
@@ -103,26 +105,40 @@ class Lanes:
                 self.copies -= 1
                 self._parts -= 1
 
-    def take(self, distance: Callable[[], int], is_over: Callable[[], bool]) -> memoryview | None:
+    def take(self, line: Line, start: int, is_over: Callable[[], bool]) -> memoryview | None:
         """Wait for memory for a piece; who is nearest to its turn gets it first.
 
-        :param distance: tells how many bytes are due before those that it is for. Some memory is kept for those that
-            are due next, so that what comes early can't keep them out.
+        Some memory is kept for those that are due next, so that what comes early can't keep them out.
+
+        :param line: where the copy's others wait.
+        :param start: which byte it is for.
         :param is_over: tells whether nobody wants it any more; None is returned then.
         """
         with self._lock:
-            if self._left > self.copies and not self._waiting:
+            if self._left > self.copies and not self._lines:
                 return self._buffer()
-            waiting = _Waiting(distance)
-            self._waiting.append(waiting)
+            waiting = _Waiting(start)
+            if not line.waiting:
+                self._lines.append(line)
+            heapq.heappush(line.waiting, waiting)
             self._serve()
-        while not waiting.is_served.wait(LOOK_SECONDS):
-            if is_over():
-                with self._lock:
-                    if waiting.buffer is None:
-                        self._waiting.remove(waiting)
-                    return waiting.buffer
-        return waiting.buffer
+        while True:
+            try:
+                return waiting.buffer.get(timeout=LOOK_SECONDS)
+            except queue.Empty:
+                if is_over():
+                    return self._leave(line, waiting)
+
+    def _leave(self, line: Line, waiting: _Waiting) -> memoryview | None:
+        """Wait no longer; return what came at the last moment."""
+        with self._lock:
+            if waiting not in line.waiting:
+                return waiting.buffer.get()
+            line.waiting.remove(waiting)
+            heapq.heapify(line.waiting)
+            if not line.waiting:
+                self._lines.remove(line)
+            return None
 
     def give(self, buffer: memoryview) -> None:
         """Give memory back."""
@@ -131,30 +147,50 @@ class Lanes:
             self._left += 1
             self._serve()
 
-    def look_again(self) -> None:
-        """Notice that other bytes are due next now."""
+    def is_due(self, line: Line, start: int) -> None:
+        """Notice which byte of a copy is due next now."""
         with self._lock:
+            line.due = start
             self._serve()
 
     def _serve(self) -> None:
-        while self._waiting and self._left:
-            nearest = min(self._waiting, key=lambda one: one.distance())
-            if self._left <= self.copies and nearest.distance():
+        while self._lines and self._left:
+            line = min(self._lines, key=Line.distance) if len(self._lines) > 1 else self._lines[0]
+            if self._left <= self.copies and line.distance():
                 return
-            self._waiting.remove(nearest)
-            nearest.buffer = self._buffer()
-            nearest.is_served.set()
+            nearest = heapq.heappop(line.waiting)
+            if not line.waiting:
+                self._lines.remove(line)
+            nearest.buffer.put(self._buffer())
 
     def _buffer(self) -> memoryview:
         self._left -= 1
         return self._free.pop() if self._free else memoryview(bytearray(PIECE_BYTES))
 
 
+class Line:
+    """Where one copy's connections wait for memory.
+
+    :param due: the byte that is read next.
+    """
+
+    def __init__(self, due: int) -> None:
+        self.due = due
+        self.waiting: list[_Waiting] = []
+        """Who is nearest to its turn is the first; a heap."""
+
+    def distance(self) -> int:
+        """Tell how many bytes are due before those that the first one waits for."""
+        return self.waiting[0].start - self.due
+
+
 class _Waiting:
-    def __init__(self, distance: Callable[[], int]) -> None:
-        self.distance = distance
-        self.is_served = threading.Event()
-        self.buffer: memoryview | None = None
+    def __init__(self, start: int) -> None:
+        self.start = start
+        self.buffer: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
+
+    def __lt__(self, other: _Waiting) -> bool:
+        return self.start < other.start
 
 
 class _Loan:
@@ -214,12 +250,18 @@ class Ahead:
         self._open_range = open_range
         self._stop = stop
         self._unasked = start
+        self._line = Line(start)
         self._end = end
         self._lock = threading.Lock()
         self._ranges: deque[_Range] = deque()
         self._loan: _Loan | None = None
         self._fetchers = 0
         self._is_over = False
+
+    def begin(self) -> None:
+        """Have as many fetchers as there are lanes for this copy, as long as there is something to ask for."""
+        while (self._fetchers < self._lanes.share or not self._ranges) and (one := self._next_range(1)) is not None:
+            threading.Thread(target=self._fetch, args=(one,), name="ahead", daemon=True).start()
 
     def read(self, most: int | None = None) -> memoryview:
         """Return the next bytes, which stay until the next are asked for; none at the end.
@@ -229,7 +271,7 @@ class Ahead:
         if self._loan is not None and not self._loan.unread:
             self._let_go()
         while self._loan is None:
-            self._fetch_more()
+            self.begin()
             if not self._ranges:
                 return memoryview(b"")
             came = self._ranges[0].came.get()
@@ -239,8 +281,9 @@ class Ahead:
                 self._loan = came
                 self.transferred += len(came.unread)
                 continue
-            self.transferred += self._ranges.popleft().repeated
-            self._lanes.look_again()
+            over = self._ranges.popleft()
+            self.transferred += over.repeated
+            self._lanes.is_due(self._line, over.end)
         chunk = self._loan.unread[:most]
         self._loan.unread = self._loan.unread[len(chunk) :]
         return chunk
@@ -264,11 +307,6 @@ class Ahead:
         if self._loan is not None:
             loan, self._loan = self._loan, None
             loan.let_go()
-
-    def _fetch_more(self) -> None:
-        """Have as many fetchers as there are lanes for this copy, as long as there is something to ask for."""
-        while (self._fetchers < self._lanes.share or not self._ranges) and (one := self._next_range(1)) is not None:
-            threading.Thread(target=self._fetch, args=(one,), name="ahead", daemon=True).start()
 
     def _next_range(self, more: int = 0) -> _Range | None:
         """Return what a fetcher is to fetch next; None where it is to end.
@@ -306,7 +344,7 @@ class Ahead:
             reader.close()
 
     def _piece(self, one: _Range, reader: Ranged, count: int) -> _Loan:
-        buffer = self._lanes.take(lambda: one.start - self._ranges[0].start, self._stop.is_set)
+        buffer = self._lanes.take(self._line, one.start, self._stop.is_set)
         if buffer is None:
             raise StoppedError("told to stop")
         loan = _Loan(buffer, count, self._lanes)

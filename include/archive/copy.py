@@ -14,6 +14,7 @@ import random
 import re
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -200,12 +201,19 @@ def survey(store: Store, folders: Sequence[str], *, tidy: bool = False) -> Shelf
     """Look up what is stored below some folders.
 
     :param folders: for example those of a few participants of one recording.
-    :param tidy: remove the unfinished objects of earlier tries first; such a try that still runs somewhere then fails
-        at its next step.
+    :param tidy: remove the unfinished objects of earlier tries meanwhile; such a try that still runs somewhere then
+        fails at its next step.
     """
-    if tidy:
-        store.abort_stale_below(folders)
-    return _listed(store, [f"{folder}/" for folder in folders])
+    threads = ThreadPoolExecutor(1, "tidy")
+    try:
+        # Two lists, neither of which needs the other's answer.
+        tidied = threads.submit(store.abort_stale_below, folders) if tidy else None
+        shelf = _listed(store, [f"{folder}/" for folder in folders])
+        if tidied is not None:
+            tidied.result()
+    finally:
+        threads.shutdown(wait=False)
+    return shelf
 
 
 def _listed(store: Store, prefixes: Sequence[str]) -> Shelf:
@@ -436,12 +444,19 @@ class _Reader:
         one._end = end
         return one
 
-    def is_worth_going_ahead(self) -> bool:
-        """Tell whether the rest of the body would come sooner on several connections, and can."""
+    def may_go_ahead(self) -> bool:
+        """Tell whether the body can be read in ranges, and is long enough to."""
         if not self._may_go_ahead or self._body is None or not self._body.takes_ranges:
             return False
-        is_slow = self._position < FAST_SOURCE * self._waited
-        return self._etag is not None and self.length is not None and self.length >= AHEAD_BYTES and is_slow
+        return self._etag is not None and self.length is not None and self.length >= AHEAD_BYTES
+
+    def is_slow(self, wanted: int = 0) -> bool:
+        """Tell whether the body comes more slowly than what is believed to be all that it takes.
+
+        :param wanted: bytes from its beginning that would be read next; the time that has passed may show already that
+            they come slowly.
+        """
+        return max(self._position, wanted) < FAST_SOURCE * self._waited
 
     def go_ahead(self, lanes: Lanes) -> None:
         """Read the rest in ranges, on as many connections as there are lanes."""
@@ -449,6 +464,7 @@ class _Reader:
         self.close()
         stop = Stop(above=self._stop)
         self._ahead = Ahead(lanes, lambda first, last: self.part(first, last, stop), stop, start, end)
+        self._ahead.begin()
 
     @property
     def transferred(self) -> int:
@@ -526,8 +542,8 @@ class _Reader:
                 self.wait(error, self._futile)
 
     def _read_some(self, buffer: memoryview) -> int:
-        begun = time.monotonic()
-        count = self._opened().readinto(buffer)
+        body, begun = self._opened(), time.monotonic()
+        count = body.readinto(buffer)
         self._waited += time.monotonic() - begun
         if self.length is not None:
             if count == 0 and self._position < self.length:
@@ -538,7 +554,9 @@ class _Reader:
 
     def _opened(self) -> Body:
         if self._body is None:
+            begun = time.monotonic()
             self._body = self._open()
+            self._waited += time.monotonic() - begun
         return self._body
 
     def _open(self) -> Body:
@@ -957,7 +975,7 @@ class _Copy:
                 kind, head = self._head()
             first = self._measured
             length = first.source_bytes
-        if self._lanes.share > 1 and self._reader.is_worth_going_ahead():
+        if self._is_to_go_ahead():
             self._reader.go_ahead(self._lanes)
         key = f"{self._folder}{self._stem}.{kind.extension}"
         header = wav_header(pcm, length) if pcm is not None and length is not None else b""
@@ -995,6 +1013,9 @@ class _Copy:
                 raise StoredBytesDifferError(f"{self._store.uri(key)}: the store kept other bytes than it was given")
         return replace(part, verified_by=[*part.verified_by, proof])
 
+    def _is_to_go_ahead(self, wanted: int = 0) -> bool:
+        return self._lanes.share > 1 and self._reader.may_go_ahead() and self._reader.is_slow(wanted)
+
     def _flow(
         self,
         head: memoryview,
@@ -1014,12 +1035,16 @@ class _Copy:
         )
 
     def _head(self) -> tuple[MediaKind, memoryview]:
-        filled = 0
-        while filled < SNIFF_BYTES:
+        filled, wanted = 0, len(self._view)
+        self._reader.ready()
+        if self._lanes.share > 1 and self._reader.may_go_ahead():
+            # Little at first: what comes slowly should not come on one connection for long.
+            filled = self._reader.readinto(self._view[:BUFFER_BYTES])
+        while filled < SNIFF_BYTES or (filled < wanted and not self._is_to_go_ahead(wanted)):
             count = self._reader.readinto(self._view[filled:])
-            if not count:
-                break
             filled += count
+            if not count or filled >= SNIFF_BYTES:
+                break
         head = bytes(self._view[: min(filled, SNIFF_BYTES)])
         kind = sniff(head, source_format=self._source_format, content_type=self._reader.content_type)
         return kind, self._view[:filled]

@@ -351,13 +351,18 @@ def combined_crc32(first: int, second: int, second_bytes: int) -> int:
     As zlib's crc32_combine, which Python's module lacks: the first is multiplied by x to the power of the second's
     length in bits, modulo the polynomial; bits are reflected, so x^0 is the highest.
     """
-    square, factor, exponent = 1 << 30, 1 << 31, 8 * second_bytes
+    return _times(_power(8 * second_bytes), first) ^ second
+
+
+@lru_cache(maxsize=4)  # nearly all parts of an object are of one length
+def _power(exponent: int) -> int:
+    square, power = 1 << 30, 1 << 31
     while exponent:
         if exponent & 1:
-            factor = _times(square, factor)
+            power = _times(square, power)
         square = _times(square, square)
         exponent >>= 1
-    return _times(factor, first) ^ second
+    return power
 
 
 def _times(one: int, other: int) -> int:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import random
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,13 @@ def samples(size: int, *, seed: int = 0) -> bytes:
 
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def wait_for(is_so: Callable[[], bool]) -> None:
+    end = time.monotonic() + 50
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 class CutError(CodedError):

@@ -13,13 +13,24 @@ import pytest
 
 from include.archive import ahead, errors
 from include.archive import copy as copy_module
-from include.archive.ahead import Ahead, Lanes
+from include.archive.ahead import Ahead, Lanes, Line
 from include.archive.audio import PcmFormat, wav_header
 from include.archive.copy import Stop
 from include.archive.stores import s3 as s3_module
 from include.archive.stores.s3 import S3Store
 from include.archive.stores.s3_access import Direct
-from tests.include.archive.support import STEM, Archive, CutError, FakeBody, FakeSource, audio, run, samples, sha256
+from tests.include.archive.support import (
+    STEM,
+    Archive,
+    CutError,
+    FakeBody,
+    FakeSource,
+    audio,
+    run,
+    samples,
+    sha256,
+    wait_for,
+)
 
 if TYPE_CHECKING:
     from tests.strict_s3.process import Process
@@ -326,20 +337,67 @@ def test_what_a_range_repeats_is_counted() -> None:
 def test_whoever_waits_for_memory_hears_that_the_copy_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ahead, "MEMORY_BYTES", 3 * PIECE)
     lanes = Lanes(6)
-    held = [lanes.take(lambda: 0, lambda: False) for _ in range(3)]
+    held = [lanes.take(Line(0), 0, lambda: False) for _ in range(3)]
     reading = Ahead(lanes, Pieces, Stop(), 0, 30 * RANGE)
-    reading._fetch_more()
-    end = time.monotonic() + 20
-    while len(lanes._waiting) < 6:
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    reading.begin()
+    wait_for(lambda: len(reading._line.waiting) == 6)
     reading.close()
     wait_for_no("ahead")
-    assert lanes._waiting == []
+    assert (lanes._lines, reading._line.waiting) == ([], [])
     for buffer in held:
         assert buffer is not None
         lanes.give(buffer)
     assert lanes._left == 3
+
+
+def test_who_is_nearest_to_its_turn_gets_memory_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "MEMORY_BYTES", 3 * PIECE)
+    lanes, first, second, served = Lanes(6), Line(0), Line(1000), []
+    held = [lanes.take(first, 0, lambda: False) for _ in range(3)]
+
+    def want(line: Line, start: int) -> None:
+        lanes.take(line, start, lambda: False)
+        served.append(start)
+
+    for line, start in ((first, 300), (second, 1250), (first, 100), (second, 1050), (first, 200)):
+        threading.Thread(target=want, args=(line, start), daemon=True).start()
+    wait_for(lambda: len(first.waiting) + len(second.waiting) == 5)
+    expected = [1050, 100, 200, 300]
+    for count in range(1, 4):
+        buffer = held.pop()
+        assert buffer is not None
+        lanes.give(buffer)
+        wait_for(lambda: len(served) == count)  # noqa: B023
+        assert served == expected[:count]
+    lanes.is_due(first, 290)  # else the 250 bytes before 1250 would be fewer than the 300 before 300
+    buffer = memoryview(bytearray(PIECE))
+    lanes.give(buffer)
+    wait_for(lambda: len(served) == 4)
+    assert served == expected
+
+
+def test_a_slow_source_is_not_read_on_one_connection_for_long(archive: Archive) -> None:
+    source = FakeSource(audio(SIZE))
+    run(archive, source, lanes=Lanes(6))
+    assert min(offset for offset, _ in source.opened if offset) == copy_module.BUFFER_BYTES
+
+
+def test_a_fast_source_is_read_on_one_connection(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copy_module, "FAST_SOURCE", 0)
+    source = FakeSource(audio(SIZE))
+    run(archive, source, lanes=Lanes(6))
+    assert source.opened == [(0, None)]
+
+
+def test_ranges_come_while_the_upload_is_begun(bucket: Archive, strict: Process) -> None:
+    strict.faults({"operation": "CreateMultipartUpload", "action": "hold", "seconds": 60})
+    source, parts = FakeSource(audio(SIZE)), []
+    thread = threading.Thread(target=lambda: parts.append(run(bucket, source, lanes=Lanes(6))))
+    thread.start()
+    wait_for(lambda: len(source.opened) > 1 and len(strict.control("GET", "held")) == 1)
+    strict.control("POST", "release", {})
+    thread.join()
+    assert parts[0].sha256 == sha256(bucket.get(KEY)) == sha256(source.data)
 
 
 def test_a_copy_gets_its_share_of_the_lanes() -> None:

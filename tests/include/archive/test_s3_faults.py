@@ -16,11 +16,11 @@ import pytest
 from botocore.awsrequest import AWSResponse
 
 from include.archive import errors
-from include.archive.copy import archive_body
+from include.archive.copy import archive_body, survey
 from include.archive.stores import s3 as s3_module
 from include.archive.stores.s3 import S3Store
 from tests.include.archive.conftest import BUCKET, OnlyBoto3, make_client
-from tests.include.archive.support import IDS, STEM, Archive, FakeSource, audio, run, sha256
+from tests.include.archive.support import IDS, STEM, Archive, FakeSource, audio, run, sha256, wait_for
 from tests.strict_s3.process import Process
 
 PART = s3_module.PART_BYTES
@@ -58,6 +58,23 @@ def requests(strict: Process, operation: str) -> list[dict[str, Any]]:
 def nothing(strict: Process) -> bool:
     state = strict.state()
     return (state["objects"], state["uploads"]) == ({}, [])
+
+
+def test_what_is_stored_is_listed_while_leftovers_are_removed(bucket: Archive, strict: Process) -> None:
+    run(bucket, FakeSource(audio(SMALL)))
+    writer = bucket.store.write(f"{STEM}-2.ogg", media_type="audio/ogg")
+    writer.write(memoryview(audio(PART + 1)))
+    listings, found = len(strict.journal("ListObjectsV2")), []
+    strict.faults({"operation": "ListMultipartUploads", "action": "hold", "seconds": 60})
+    thread = threading.Thread(
+        target=lambda: found.append(survey(bucket.store, [STEM.partition("/")[0]], tidy=True)),
+    )
+    thread.start()
+    wait_for(lambda: bool(strict.control("GET", "held")) and len(strict.journal("ListObjectsV2")) > listings)
+    strict.control("POST", "release", {})
+    thread.join()
+    assert found[0].keys == {STEM: [KEY]}
+    assert strict.state()["uploads"] == []
 
 
 @pytest.mark.parametrize("size", [SMALL, LARGE])
