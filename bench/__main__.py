@@ -10,8 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import report
-from bench.ends import NETWORKS, PLAIN, PROJECT, SHAPED, Ends, Network
+from bench import ceph, report
+from bench.ceph import GatewayEnds
+from bench.ends import NETWORKS, PLAIN, PROJECT, RGW, SHAPED, Ends, Network
 from bench.engines import FEW, MANY, Engine, Job, Workload, ours, peers, versions
 from bench.machine import machine
 from bench.measure import EngineError, run
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     Row = dict[str, Any]
 
 WORKLOADS = (Workload(200, 2**20), Workload(20, 64 * 2**20), Workload(1, 2**30))
+ON_CEPH = (Workload(100, 2**20), Workload(8, 64 * 2**20))
+"""Less, since a store that keeps everything in memory keeps what was removed for a while."""
 QUICK = (Workload(50, 2**20), Workload(4, 64 * 2**20), Workload(1, 256 * 2**20))
 ENOUGH_SECONDS = 20
 """A run that takes longer is not repeated."""
@@ -30,7 +33,7 @@ ENOUGH_SECONDS = 20
 
 def compare(network: Network, engines: list[Engine], workloads: list[Workload], rounds: int) -> Iterator[list[Row]]:
     """Run each engine some times on each workload, taking turns, and yield what was seen of each workload."""
-    with tempfile.TemporaryDirectory(prefix="bench-") as name, Ends(network, Path(name)) as ends:
+    with tempfile.TemporaryDirectory(prefix="bench-") as name, _ends(network, Path(name)) as ends:
         for workload in workloads:
             job = Job(ends, workload, Path(name), MANY if network is SHAPED else FEW)
             left = [engine for engine in engines if engine.takes(job)]
@@ -44,6 +47,10 @@ def compare(network: Network, engines: list[Engine], workloads: list[Workload], 
                     if "error" in row or row["wall"] > ENOUGH_SECONDS:
                         left.remove(engine)
             yield rows
+
+
+def _ends(network: Network, folder: Path) -> Ends:
+    return GatewayEnds(folder) if network is RGW else Ends(network, folder)
 
 
 def measured(engine: Engine, job: Job) -> Row:
@@ -89,7 +96,9 @@ def main() -> int:
         "--quick", action="store_true", help="smaller workloads, once each; the document stays as it is"
     )
     parser.add_argument("--ours", type=Path, action="append", default=[], help="a checkout to measure; may be repeated")
-    parser.add_argument("--network", choices=NETWORKS, action="append", help="only these links; may be repeated")
+    parser.add_argument(
+        "--network", choices=[*NETWORKS, RGW.name], action="append", help="only these links; may be repeated"
+    )
     parser.add_argument(
         "--engine", action="append", default=[], help="only engines whose name has this; may be repeated"
     )
@@ -102,12 +111,17 @@ def main() -> int:
     engines = [*checkouts(options.ours), *others]
     if options.engine:
         engines = [engine for engine in engines if any(word in engine.name for word in options.engine)]
-    workloads = [one for one in (QUICK if options.quick else WORKLOADS) if options.workload in (None, one.name)]
+    networks = {**NETWORKS, RGW.name: RGW}
+    if ceph.missing():
+        print(f"not here: Ceph's gateway ({', '.join(ceph.missing())})", file=sys.stderr)
+        missing.append("Ceph's gateway")
+        del networks[RGW.name]
     facts = {"machine": machine(), "versions": versions(), "missing": missing}
     failed = False
-    for name in options.network or NETWORKS:
-        network = NETWORKS[name]
+    for network in (networks[name] for name in options.network or networks if name in networks):
         chosen = [engine for engine in engines if not options.quick or network is PLAIN or not engine.is_slow]
+        sizes = QUICK if options.quick else ON_CEPH if network is RGW else WORKLOADS
+        workloads = [one for one in sizes if options.workload in (None, one.name)]
         for rows in compare(network, chosen, workloads, 1 if options.quick else options.rounds):
             failed |= any("error" in row for row in rows)
             if not options.quick:

@@ -41,6 +41,8 @@ class Network:
 PLAIN = Network("plain")
 TLS = Network("tls", tls=True)
 SHAPED = Network("s3-like", Link(20 * 2**20, 0.05), Link(40 * 2**20, 0.03))
+RGW = Network("rgw")
+"""Plain ones, to a real store instead of a sink: see :mod:`bench.ceph`."""
 NETWORKS = {network.name: network for network in (PLAIN, TLS, SHAPED)}
 
 
@@ -61,8 +63,7 @@ class Ends:
     def __enter__(self) -> Ends:
         with ExitStack() as stack:
             self.source = stack.enter_context(self._server("source", self.network.source)).url
-            words = ["--verify"] if self._verify else []
-            self.sink = stack.enter_context(self._server("sink", self.network.sink, *words)).url
+            self.sink = self.start_sink(stack)
             self._stack = stack.pop_all()
         return self
 
@@ -70,6 +71,11 @@ class Ends:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stack.close()
+
+    def start_sink(self, stack: ExitStack) -> str:
+        """Start what takes the files, until the stack ends; return its address."""
+        words = ["--verify"] if self._verify else []
+        return stack.enter_context(self._server("sink", self.network.sink, *words)).url
 
     def _server(self, module: str, link: Link, *words: str) -> _Server:
         words += ("--rate", str(link.rate), "--delay", str(link.delay))

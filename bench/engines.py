@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bench.ends import BUCKET, PROJECT, Ends
+from bench.ends import BUCKET, PLAIN, PROJECT, RGW, Ends
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -140,9 +140,8 @@ def ours(checkout: Path, name: str = "ours") -> Engine:
 def peers() -> tuple[list[Engine], list[str]]:
     """Return the others, and the names of those that can't be had here."""
     found = [
-        Engine(
-            "kernel relay", lambda job: _peer("relay", job), lambda job: not job.ends.network.tls and not _slow(job)
-        ),
+        Engine("kernel relay", lambda job: _peer("relay", job), lambda job: job.ends.network is PLAIN),
+        Engine("pure upload", lambda job: _peer("upload", job), lambda job: job.ends.network is RGW),
         Engine("boto3 upload_fileobj", lambda job: _peer("boto3", job)),
         Engine("guide's script", lambda job: _peer("guide", job, workers=1), is_slow=True),
         Engine("HttpToS3Operator", lambda job: _peer("operator", job, workers=1), is_slow=True),

@@ -61,7 +61,7 @@ def main() -> None:
     """Draw speed, CPU, and Airflow's cost."""
     results, folder = map(Path, sys.argv[1:])
     kept = json.loads(results.read_text())
-    runs = [row for row in kept["runs"] if "error" not in row]
+    runs = [row for row in kept["runs"] if "error" not in row and row["network"] != "rgw"]
     folder.mkdir(exist_ok=True)
     if "airflow" in kept:
         draw_growth(kept["airflow"]["runs"], folder / "performance-airflow.svg")

@@ -9,7 +9,7 @@ import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bench.ends import PLAIN, PROJECT, SHAPED, TLS
+from bench.ends import NETWORKS, PLAIN, PROJECT, RGW, SHAPED, TLS
 from bench.results import PATH, Figures, load, number
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ def excess(found: dict[str, Any], name: str, base: str) -> float:
 
 _GUIDE, _BOTO3, _OPERATOR = "guide's script", "boto3 upload_fileobj", "HttpToS3Operator"
 _RELAY, _RCLONE, _RANGES = "kernel relay", "rclone copyurl", "rclone multi-thread"
+_UPLOAD = "pure upload"
 _WHOLE_OR_INNER = (("", ""), ("inner_", ", start and imports left out"))
 """What stands before a figure's name, and behind a gate's."""
 
@@ -148,6 +149,15 @@ GATES = (
         for workload, limits in ((SMALL, (0.9, 1.1)), (MEDIUM, (1.4, 1.8)), (LARGE, (15, 28)))
     ),
     Gate("speed against rclone's 64 ranges, S3-like, 1 × 1 GiB", _times("wall", SHAPED.name, LARGE, _RANGES), 1.3, 1.9),
+    *(
+        Gate(
+            f"speed against pure upload to Ceph's gateway, {workload}{_WHOLE_OR_INNER[1][1]}",
+            _times("inner_wall", RGW.name, workload, _UPLOAD),
+            0.65,
+            0.8,
+        )
+        for workload in ("100 × 1 MiB", "8 × 64 MiB")
+    ),
     Gate("speed against rclone copyurl, plain, 20 × 64 MiB", _times("wall", PLAIN.name, MEDIUM, _RCLONE), 0.7, 0.9),
     Gate("peak memory, MB, 4 streams", _own("peak", PLAIN.name, MEDIUM), 40, 25, at_most=True),
     Gate("peak memory, MB, 64 streams at once, 256 × 1 MiB", _memory("256 × 1 MiB"), 80, 50, at_most=True),
@@ -287,7 +297,7 @@ def main() -> None:
     kept = load()
     figures = Figures(kept["runs"])
     parts = {"about": about(kept), "gates": gates(kept), "plots": PLOTS}
-    parts |= {name: comparison(figures, name) for name in (PLAIN.name, TLS.name, SHAPED.name) if figures.engines(name)}
+    parts |= {name: comparison(figures, name) for name in (*NETWORKS, RGW.name) if figures.engines(name)}
     parts |= {name: part(kept) for name, part in (("memory", memory), ("airflow", airflow)) if name in kept}
     text = DOCUMENT.read_text(encoding="utf-8")
     for name, part in parts.items():

@@ -19,9 +19,10 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from bench import source
+from bench import ceph, source
+from bench.ceph import GatewayEnds
 from bench.ends import BUCKET, PLAIN, PROJECT, TLS, Ends, Network
-from bench.engines import Job, Workload, ours
+from bench.engines import Job, Workload, ours, peers
 from bench.measure import EngineError, descendants, run
 from bench.wire import Link
 
@@ -175,6 +176,20 @@ def test_our_engine_delivers_the_files_of_the_source(
     assert cost.peak > 10_000_000
     assert cost.inside is not None
     assert 0 < cost.inside["cpu"] < cost.cpu
+
+
+@pytest.mark.skipif(bool(ceph.missing()), reason="Ceph is not installed")
+def test_our_engine_delivers_to_a_real_store_that_checks_signatures(tmp_path: Path, content: bytes) -> None:
+    with GatewayEnds(tmp_path) as ends:
+        job, engine = Job(ends, Workload(2, 9 * 2**20), tmp_path, 2), ours(PROJECT)
+        run(engine.command(job), engine.environment(job))
+        assert ends.stored(forget=True) == dict.fromkeys(job.keys, {"bytes": 9 * 2**20, "sha256": None})
+        assert ends.stored() == {}
+        with pytest.raises(EngineError, match="SignatureDoesNotMatch"):
+            run(engine.command(job), engine.environment(job) | {"AWS_SECRET_ACCESS_KEY": "another"})
+        (upload,) = (one for one in peers()[0] if one.name == "pure upload")
+        run(upload.command(job), upload.environment(job))
+        assert ends.stored().keys() == set(job.keys)
 
 
 def test_the_cost_of_a_run_includes_what_it_started() -> None:
