@@ -12,6 +12,7 @@ import queue
 import threading
 from collections import deque
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from include.archive.errors import StoppedError
@@ -83,7 +84,7 @@ class Lanes:
         self._parts = parts
         self._side_by_side = side_by_side
         self._lock = threading.Lock()
-        self._left = MEMORY_BYTES // PIECE_BYTES
+        self._pieces = self._left = MEMORY_BYTES // PIECE_BYTES
         self._free: list[memoryview] = []
         self._lines: list[Line] = []
         """Those in which somebody waits."""
@@ -108,15 +109,16 @@ class Lanes:
     def take(self, line: Line, start: int, is_over: Callable[[], bool]) -> memoryview | None:
         """Wait for memory for a piece; who is nearest to its turn gets it first.
 
-        Some memory is kept for those that are due next, so that what comes early can't keep them out.
+        Some memory is kept for those that are due next, so that what comes early can't keep them out; and no copy has
+        more than half where there are others, so that one whose bytes the store does not take leaves them some.
 
         :param line: where the copy's others wait.
         :param start: which byte it is for.
         :param is_over: tells whether nobody wants it any more; None is returned then.
         """
         with self._lock:
-            if self._left > self.copies and not self._lines:
-                return self._buffer()
+            if not self._lines and self._has_some_for(line):
+                return self._buffer(line)
             waiting = _Waiting(start)
             if not line.waiting:
                 self._lines.append(line)
@@ -140,11 +142,12 @@ class Lanes:
                 self._lines.remove(line)
             return None
 
-    def give(self, buffer: memoryview) -> None:
+    def give(self, line: Line, buffer: memoryview) -> None:
         """Give memory back."""
         with self._lock:
             self._free.append(buffer)
             self._left += 1
+            line.held -= 1
             self._serve()
 
     def is_due(self, line: Line, start: int) -> None:
@@ -154,17 +157,23 @@ class Lanes:
             self._serve()
 
     def _serve(self) -> None:
-        while self._lines and self._left:
-            line = min(self._lines, key=Line.distance) if len(self._lines) > 1 else self._lines[0]
-            if self._left <= self.copies and line.distance():
+        while self._left:
+            lines = [line for line in self._lines if not line.distance() or self._has_some_for(line)]
+            if not lines:
                 return
+            line = min(lines, key=Line.distance)
             nearest = heapq.heappop(line.waiting)
             if not line.waiting:
                 self._lines.remove(line)
-            nearest.buffer.put(self._buffer())
+            nearest.buffer.put(self._buffer(line))
 
-    def _buffer(self) -> memoryview:
+    def _has_some_for(self, line: Line) -> bool:
+        """Tell whether there is memory for what is not due next."""
+        return self._left > self.copies and (self.copies < 2 or line.held < self._pieces // 2)
+
+    def _buffer(self, line: Line) -> memoryview:
         self._left -= 1
+        line.held += 1
         return self._free.pop() if self._free else memoryview(bytearray(PIECE_BYTES))
 
 
@@ -176,6 +185,8 @@ class Line:
 
     def __init__(self, due: int) -> None:
         self.due = due
+        self.held = 0
+        """How many pieces of memory the copy has."""
         self.waiting: list[_Waiting] = []
         """Who is nearest to its turn is the first; a heap."""
 
@@ -196,10 +207,9 @@ class _Waiting:
 class _Loan:
     """A piece of a range in memory, which goes back when all who read from it are done."""
 
-    def __init__(self, buffer: memoryview, count: int, lanes: Lanes) -> None:
-        self.unread = buffer[:count]
-        self._buffer = buffer
-        self._lanes = lanes
+    def __init__(self, unread: memoryview, give: Callable[[], None]) -> None:
+        self.unread = unread
+        self._give = give
         self._readers = 1
         self._lock = threading.Lock()
 
@@ -213,7 +223,7 @@ class _Loan:
             self._readers -= 1
             is_free = not self._readers
         if is_free:
-            self._lanes.give(self._buffer)
+            self._give()
 
 
 class _Range:
@@ -347,7 +357,7 @@ class Ahead:
         buffer = self._lanes.take(self._line, one.start, self._stop.is_set)
         if buffer is None:
             raise StoppedError("told to stop")
-        loan = _Loan(buffer, count, self._lanes)
+        loan = _Loan(buffer[:count], partial(self._lanes.give, self._line, buffer))
         try:
             left = loan.unread
             while left and (came := reader.readinto(left)):

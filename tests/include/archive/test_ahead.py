@@ -337,7 +337,8 @@ def test_what_a_range_repeats_is_counted() -> None:
 def test_whoever_waits_for_memory_hears_that_the_copy_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ahead, "MEMORY_BYTES", 3 * PIECE)
     lanes = Lanes(6)
-    held = [lanes.take(Line(0), 0, lambda: False) for _ in range(3)]
+    other = Line(0)
+    held = [lanes.take(other, 0, lambda: False) for _ in range(3)]
     reading = Ahead(lanes, Pieces, Stop(), 0, 30 * RANGE)
     reading.begin()
     wait_for(lambda: len(reading._line.waiting) == 6)
@@ -346,8 +347,8 @@ def test_whoever_waits_for_memory_hears_that_the_copy_has_ended(monkeypatch: pyt
     assert (lanes._lines, reading._line.waiting) == ([], [])
     for buffer in held:
         assert buffer is not None
-        lanes.give(buffer)
-    assert lanes._left == 3
+        lanes.give(other, buffer)
+    assert (lanes._left, other.held, reading._line.held) == (3, 0, 0)
 
 
 def test_who_is_nearest_to_its_turn_gets_memory_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,14 +367,37 @@ def test_who_is_nearest_to_its_turn_gets_memory_first(monkeypatch: pytest.Monkey
     for count in range(1, 4):
         buffer = held.pop()
         assert buffer is not None
-        lanes.give(buffer)
+        lanes.give(first, buffer)
         wait_for(lambda: len(served) == count)  # noqa: B023
         assert served == expected[:count]
     lanes.is_due(first, 290)  # else the 250 bytes before 1250 would be fewer than the 300 before 300
-    buffer = memoryview(bytearray(PIECE))
-    lanes.give(buffer)
+    lanes.give(first, memoryview(bytearray(PIECE)))
     wait_for(lambda: len(served) == 4)
     assert served == expected
+
+
+def test_no_copy_takes_more_than_half_of_the_memory_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "MEMORY_BYTES", 12 * PIECE)
+    lanes, greedy, other = Lanes(6), Line(0), Line(0)
+    over = threading.Event()
+
+    def want(line: Line, start: int) -> None:
+        lanes.take(line, start, over.is_set)
+
+    def let_all_try(line: Line, count: int) -> None:
+        for number in range(1, count + 1):
+            threading.Thread(target=want, args=(line, number * PIECE), name="wants", daemon=True).start()
+        wait_for(lambda: line.held + len(line.waiting) == count)
+
+    with lanes.one_copy(), lanes.one_copy():
+        let_all_try(greedy, 9)
+        assert greedy.held == 6
+        assert lanes.take(greedy, 0, over.is_set) is not None  # what is due next is not kept waiting
+        let_all_try(other, 3)
+        assert other.held == 3
+        over.set()
+        wait_for_no("wants")
+    assert (lanes._lines, lanes._left) == ([], 2)
 
 
 def test_a_slow_source_is_not_read_on_one_connection_for_long(archive: Archive) -> None:
