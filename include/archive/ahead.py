@@ -12,7 +12,6 @@ import queue
 import threading
 from collections import deque
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from include.archive.errors import StoppedError
@@ -109,17 +108,16 @@ class Lanes:
     def take(self, line: Line, start: int, is_over: Callable[[], bool]) -> memoryview | None:
         """Wait for memory for a piece; who is nearest to its turn gets it first.
 
-        Some memory is kept for those that are due next, so that what comes early can't keep them out; and no copy has
-        more than half where there are others, so that one whose bytes the store does not take leaves them some.
+        Some memory is kept for those that are due next, so that what comes early can't keep them out. Where there are
+        several copies, one that has half of the memory on its way to the store waits until the store has taken some,
+        and what is kept is for those that have none on its way: where a store takes nothing, the others go on.
 
         :param line: where the copy's others wait.
         :param start: which byte it is for.
         :param is_over: tells whether nobody wants it any more; None is returned then.
         """
+        waiting = _Waiting(start)
         with self._lock:
-            if not self._lines and self._has_some_for(line):
-                return self._buffer(line)
-            waiting = _Waiting(start)
             if not line.waiting:
                 self._lines.append(line)
             heapq.heappush(line.waiting, waiting)
@@ -135,20 +133,28 @@ class Lanes:
         """Wait no longer; return what came at the last moment."""
         with self._lock:
             if waiting not in line.waiting:
-                return waiting.buffer.get()
+                return waiting.buffer.get_nowait()
             line.waiting.remove(waiting)
             heapq.heapify(line.waiting)
             if not line.waiting:
                 self._lines.remove(line)
             return None
 
-    def give(self, line: Line, buffer: memoryview) -> None:
-        """Give memory back."""
+    def give(self, line: Line, buffer: memoryview, *, was_read: bool) -> None:
+        """Give memory back.
+
+        :param was_read: whether :meth:`is_read` was told of it.
+        """
         with self._lock:
             self._free.append(buffer)
             self._left += 1
-            line.held -= 1
+            line.under_way -= was_read
             self._serve()
+
+    def is_read(self, line: Line) -> None:
+        """Notice that a piece was read in its turn; it is under way to the store from now on."""
+        with self._lock:
+            line.under_way += 1
 
     def is_due(self, line: Line, start: int) -> None:
         """Notice which byte of a copy is due next now."""
@@ -157,24 +163,19 @@ class Lanes:
             self._serve()
 
     def _serve(self) -> None:
-        while self._left:
-            lines = [line for line in self._lines if not line.distance() or self._has_some_for(line)]
-            if not lines:
-                return
+        while self._left and (lines := [line for line in self._lines if self._may_have_some(line)]):
             line = min(lines, key=Line.distance)
-            nearest = heapq.heappop(line.waiting)
+            buffer = self._free.pop() if self._free else memoryview(bytearray(PIECE_BYTES))
+            self._left -= 1
+            heapq.heappop(line.waiting).buffer.put(buffer)
             if not line.waiting:
                 self._lines.remove(line)
-            nearest.buffer.put(self._buffer(line))
 
-    def _has_some_for(self, line: Line) -> bool:
-        """Tell whether there is memory for what is not due next."""
-        return self._left > self.copies and (self.copies < 2 or line.held < self._pieces // 2)
-
-    def _buffer(self, line: Line) -> memoryview:
-        self._left -= 1
-        line.held += 1
-        return self._free.pop() if self._free else memoryview(bytearray(PIECE_BYTES))
+    def _may_have_some(self, line: Line) -> bool:
+        under_way = line.under_way if self.copies > 1 else 0
+        if self._left > self.copies:
+            return under_way < max(1, self._pieces // 2)
+        return not line.distance() and not under_way
 
 
 class Line:
@@ -185,8 +186,8 @@ class Line:
 
     def __init__(self, due: int) -> None:
         self.due = due
-        self.held = 0
-        """How many pieces of memory the copy has."""
+        self.under_way = 0
+        """How many pieces were read, and are not given back."""
         self.waiting: list[_Waiting] = []
         """Who is nearest to its turn is the first; a heap."""
 
@@ -207,11 +208,18 @@ class _Waiting:
 class _Loan:
     """A piece of a range in memory, which goes back when all who read from it are done."""
 
-    def __init__(self, unread: memoryview, give: Callable[[], None]) -> None:
-        self.unread = unread
-        self._give = give
+    def __init__(self, buffer: memoryview, count: int, lanes: Lanes, line: Line) -> None:
+        self.unread = buffer[:count]
+        self._buffer = buffer
+        self._lanes = lanes
+        self._line = line
+        self._was_read = False
         self._readers = 1
         self._lock = threading.Lock()
+
+    def is_read(self) -> None:
+        self._was_read = True
+        self._lanes.is_read(self._line)
 
     def keep(self) -> Callable[[], None]:
         with self._lock:
@@ -223,7 +231,7 @@ class _Loan:
             self._readers -= 1
             is_free = not self._readers
         if is_free:
-            self._give()
+            self._lanes.give(self._line, self._buffer, was_read=self._was_read)
 
 
 class _Range:
@@ -289,6 +297,7 @@ class Ahead:
                 raise came
             if came is not None:
                 self._loan = came
+                came.is_read()
                 self.transferred += len(came.unread)
                 continue
             over = self._ranges.popleft()
@@ -357,7 +366,7 @@ class Ahead:
         buffer = self._lanes.take(self._line, one.start, self._stop.is_set)
         if buffer is None:
             raise StoppedError("told to stop")
-        loan = _Loan(buffer[:count], partial(self._lanes.give, self._line, buffer))
+        loan = _Loan(buffer, count, self._lanes, self._line)
         try:
             left = loan.unread
             while left and (came := reader.readinto(left)):

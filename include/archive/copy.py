@@ -204,13 +204,15 @@ def survey(store: Store, folders: Sequence[str], *, tidy: bool = False) -> Shelf
     :param tidy: remove the unfinished objects of earlier tries meanwhile; such a try that still runs somewhere then
         fails at its next step.
     """
+    prefixes = [f"{folder}/" for folder in folders]
+    if not tidy:
+        return _listed(store, prefixes)
     threads = ThreadPoolExecutor(1, "tidy")
     try:
         # Two lists, neither of which needs the other's answer.
-        tidied = threads.submit(store.abort_stale_below, folders) if tidy else None
-        shelf = _listed(store, [f"{folder}/" for folder in folders])
-        if tidied is not None:
-            tidied.result()
+        tidied = threads.submit(store.abort_stale_below, folders)
+        shelf = _listed(store, prefixes)
+        tidied.result()
     finally:
         threads.shutdown(wait=False)
     return shelf
@@ -1035,16 +1037,15 @@ class _Copy:
         )
 
     def _head(self) -> tuple[MediaKind, memoryview]:
-        filled, wanted = 0, len(self._view)
         self._reader.ready()
-        if self._lanes.share > 1 and self._reader.may_go_ahead():
-            # Little at first: what comes slowly should not come on one connection for long.
-            filled = self._reader.readinto(self._view[:BUFFER_BYTES])
-        while filled < SNIFF_BYTES or (filled < wanted and not self._is_to_go_ahead(wanted)):
-            count = self._reader.readinto(self._view[filled:])
+        room = len(self._view)
+        # Little at first: what comes slowly should not come on one connection for long.
+        most = min(room, BUFFER_BYTES) if self._lanes.share > 1 and self._reader.may_go_ahead() else room
+        filled = 0
+        while filled < SNIFF_BYTES and (count := self._reader.readinto(self._view[filled:most])):
             filled += count
-            if not count or filled >= SNIFF_BYTES:
-                break
+        if most < room and not self._is_to_go_ahead(room):
+            filled += self._reader.readinto(self._view[filled:])
         head = bytes(self._view[: min(filled, SNIFF_BYTES)])
         kind = sniff(head, source_format=self._source_format, content_type=self._reader.content_type)
         return kind, self._view[:filled]

@@ -159,8 +159,15 @@ class Campaign:
 
     def _attempt(self, schedule: Schedule) -> None:
         self.count(schedule.kind, "attempted")
+        kind = KINDS[schedule.kind]
         try:
-            KINDS[schedule.kind].run(self.world, random.Random(schedule.seed))
+            for tries_left in range(2 if kind.harm is None else 0, -1, -1):
+                try:
+                    kind.run(self.world, random.Random(schedule.seed))
+                    break
+                except MissedError:
+                    if not tries_left:
+                        raise
         except MissedError as error:
             self.count(schedule.kind, "skipped")
             self.note(f"{schedule.kind} SEED={schedule.seed} skipped", error)

@@ -243,7 +243,7 @@ class World:
                 raise MissedError(f"{run_id} ended before one of {list(names)} was seen at work")
             return None
 
-        return self.await_(one, f"one of {list(names)} of {run_id} at work", 180, pause=0.4)
+        return self.await_(one, f"one of {list(names)} of {run_id} at work", 180, pause=0.1)
 
     def code(self, run_id: str, task_id: str, index: int = -1, dag: str = DAG) -> str | None:
         """Return the code with which a task gave up."""

@@ -347,8 +347,8 @@ def test_whoever_waits_for_memory_hears_that_the_copy_has_ended(monkeypatch: pyt
     assert (lanes._lines, reading._line.waiting) == ([], [])
     for buffer in held:
         assert buffer is not None
-        lanes.give(other, buffer)
-    assert (lanes._left, other.held, reading._line.held) == (3, 0, 0)
+        lanes.give(other, buffer, was_read=False)
+    assert lanes._left == 3
 
 
 def test_who_is_nearest_to_its_turn_gets_memory_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,37 +367,59 @@ def test_who_is_nearest_to_its_turn_gets_memory_first(monkeypatch: pytest.Monkey
     for count in range(1, 4):
         buffer = held.pop()
         assert buffer is not None
-        lanes.give(first, buffer)
+        lanes.give(first, buffer, was_read=False)
         wait_for(lambda: len(served) == count)  # noqa: B023
         assert served == expected[:count]
     lanes.is_due(first, 290)  # else the 250 bytes before 1250 would be fewer than the 300 before 300
-    lanes.give(first, memoryview(bytearray(PIECE)))
+    lanes.give(first, memoryview(bytearray(PIECE)), was_read=False)
     wait_for(lambda: len(served) == 4)
     assert served == expected
 
 
-def test_no_copy_takes_more_than_half_of_the_memory_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_whose_store_takes_nothing_does_not_keep_others_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ahead, "MEMORY_BYTES", 12 * PIECE)
-    lanes, greedy, other = Lanes(6), Line(0), Line(0)
-    over = threading.Event()
+    lanes, kept, takes = Lanes(6), [], threading.Event()
+    stalled, other = (Ahead(lanes, Pieces, Stop(), 0, 30 * RANGE) for _ in range(2))
 
-    def want(line: Line, start: int) -> None:
-        lanes.take(line, start, over.is_set)
+    def let_go() -> None:
+        while kept:
+            kept.pop()()
 
-    def let_all_try(line: Line, count: int) -> None:
-        for number in range(1, count + 1):
-            threading.Thread(target=want, args=(line, number * PIECE), name="wants", daemon=True).start()
-        wait_for(lambda: line.held + len(line.waiting) == count)
+    def read() -> None:
+        while stalled.read():
+            kept.append(stalled.keep())
+            if takes.is_set():
+                let_go()
 
+    def read_other() -> None:
+        while other.read():
+            continue
+
+    readers = [threading.Thread(target=one, daemon=True) for one in (read, read_other)]
     with lanes.one_copy(), lanes.one_copy():
-        let_all_try(greedy, 9)
-        assert greedy.held == 6
-        assert lanes.take(greedy, 0, over.is_set) is not None  # what is due next is not kept waiting
-        let_all_try(other, 3)
-        assert other.held == 3
-        over.set()
-        wait_for_no("wants")
-    assert (lanes._lines, lanes._left) == ([], 2)
+        readers[0].start()
+        wait_for(lambda: stalled._line.under_way >= 6 and bool(stalled._line.waiting))
+        readers[1].start()
+        readers[1].join(20)
+        assert not readers[1].is_alive()
+        takes.set()
+        let_go()
+        readers[0].join(20)
+        assert not readers[0].is_alive()
+    assert (lanes._lines, lanes._left) == ([], 12)
+    assert [one._line.under_way for one in (stalled, other)] == [0, 0]
+
+
+def test_what_came_early_may_take_all_memory_but_what_is_kept_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "MEMORY_BYTES", 12 * PIECE)
+    lanes = Lanes(12)
+    reading = Ahead(lanes, Pieces, Stop(), 0, 30 * RANGE)
+    with lanes.one_copy(), lanes.one_copy():
+        reading.begin()
+        wait_for(lambda: lanes._left == 2)
+        while reading.read():
+            continue
+    assert lanes._left == 12
 
 
 def test_a_slow_source_is_not_read_on_one_connection_for_long(archive: Archive) -> None:
