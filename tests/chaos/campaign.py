@@ -510,10 +510,17 @@ class Game:
             self._simulator.advance(seconds)
             self.finish(engine)
         elif then == "modes":
-            for path in self._folder.rglob(".tmp-*"):
-                if path.stat().st_mode & 0o777 != 0o600:
-                    self.problems.append(Problem("secret", f"{path.name} has mode {path.stat().st_mode:o}"))
+            self.problems += [Problem("secret", f"{name} may be read by others") for name in self._readable()]
             self.finish(engine)
+
+    def _readable(self) -> list[str]:
+        """Name the unfinished files that others may read; one with notes is complete, and about to get its name."""
+        found = []
+        for path in self._folder.rglob(".tmp-*"):
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mode & 0o077 and not os.listxattr(path):
+                    found.append(path.name)
+        return found
 
     def _stalled(self) -> bool:
         return any(

@@ -264,6 +264,8 @@ def hurry() -> None:
     media.MediaClient = Media  # type: ignore[misc]
     # Larger than a test's bodies; they shall go in several parts as well.
     s3.STREAM_BYTES = s3.WHOLE_BYTES = s3.PART_BYTES
+    # And they shall be on their way, not still be collected, when something happens to them.
+    copy.BUFFER_BYTES = copy.LARGE_BUFFER_BYTES = 64 * 1024
     vars(transfer)["archive_body"] = partial(copy.archive_body, backoff=0.04)
     operators.naming = lambda context: nullcontext(lambda label: None)
     operators.show_label = lambda context, label: None
