@@ -446,7 +446,7 @@ class _Reader:
         one._end = end
         return one
 
-    def may_go_ahead(self) -> bool:
+    def can_go_ahead(self) -> bool:
         """Tell whether the body can be read in ranges, and is long enough to."""
         if not self._may_go_ahead or self._body is None or not self._body.takes_ranges:
             return False
@@ -1016,7 +1016,7 @@ class _Copy:
         return replace(part, verified_by=[*part.verified_by, proof])
 
     def _is_to_go_ahead(self, wanted: int = 0) -> bool:
-        return self._lanes.share > 1 and self._reader.may_go_ahead() and self._reader.is_slow(wanted)
+        return self._lanes.share > 1 and self._reader.can_go_ahead() and self._reader.is_slow(wanted)
 
     def _flow(
         self,
@@ -1040,7 +1040,7 @@ class _Copy:
         self._reader.ready()
         room = len(self._view)
         # Little at first: what comes slowly should not come on one connection for long.
-        most = min(room, BUFFER_BYTES) if self._lanes.share > 1 and self._reader.may_go_ahead() else room
+        most = min(room, BUFFER_BYTES) if self._lanes.share > 1 and self._reader.can_go_ahead() else room
         filled = 0
         while filled < SNIFF_BYTES and (count := self._reader.readinto(self._view[filled:most])):
             filled += count

@@ -183,6 +183,9 @@ def test_our_engine_delivers_to_a_real_store_that_checks_signatures(tmp_path: Pa
     with GatewayEnds(tmp_path) as ends:
         job, engine = Job(ends, Workload(2, 9 * 2**20), tmp_path, 2), ours(PROJECT)
         run(engine.command(job), engine.environment(job))
+        for number, key in enumerate(job.keys):
+            stored = client(ends).get_object(Bucket=BUCKET, Key=key)["Body"].read()
+            assert hashlib.sha256(stored).hexdigest() == source.sha256(content, number, 9 * 2**20)
         assert ends.stored(forget=True) == dict.fromkeys(job.keys, {"bytes": 9 * 2**20, "sha256": None})
         assert ends.stored() == {}
         with pytest.raises(EngineError, match="SignatureDoesNotMatch"):

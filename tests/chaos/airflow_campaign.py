@@ -159,15 +159,8 @@ class Campaign:
 
     def _attempt(self, schedule: Schedule) -> None:
         self.count(schedule.kind, "attempted")
-        kind = KINDS[schedule.kind]
         try:
-            for tries_left in range(2 if kind.harm is None else 0, -1, -1):
-                try:
-                    kind.run(self.world, random.Random(schedule.seed))
-                    break
-                except MissedError:
-                    if not tries_left:
-                        raise
+            self._run(schedule)
         except MissedError as error:
             self.count(schedule.kind, "skipped")
             self.note(f"{schedule.kind} SEED={schedule.seed} skipped", error)
@@ -176,6 +169,15 @@ class Campaign:
             self.note(f"{schedule.kind} SEED={schedule.seed}", error)
         else:
             self.count(schedule.kind, "passed")
+
+    def _run(self, schedule: Schedule) -> None:
+        """Run a schedule, anew where it came too late for its fault and is alone with it."""
+        kind = KINDS[schedule.kind]
+        for _ in range(2 if kind.harm is None else 0):
+            with contextlib.suppress(MissedError):
+                kind.run(self.world, random.Random(schedule.seed))
+                return
+        kind.run(self.world, random.Random(schedule.seed))
 
     def _guard(self, kind: str, check: Callable[[], None]) -> None:
         self.count(kind, "attempted")

@@ -510,16 +510,20 @@ class Game:
             self._simulator.advance(seconds)
             self.finish(engine)
         elif then == "modes":
-            self.problems += [Problem("secret", f"{name} may be read by others") for name in self._readable()]
+            self.problems += [Problem("secret", what) for what in self._wrong_modes()]
             self.finish(engine)
 
-    def _readable(self) -> list[str]:
-        """Name the unfinished files that others may read; one with notes is complete, and about to get its name."""
+    def _wrong_modes(self) -> list[str]:
+        """Name the unfinished files of another mode than theirs.
+
+        One with notes is complete, and has that of an object for the moment before it gets its name.
+        """
         found = []
         for path in self._folder.rglob(".tmp-*"):
             with contextlib.suppress(FileNotFoundError):
-                if path.stat().st_mode & 0o077 and not os.listxattr(path):
-                    found.append(path.name)
+                mode = path.stat().st_mode & 0o777
+                if mode != 0o600 and not (os.listxattr(path) and mode & ~0o044 == 0o600):
+                    found.append(f"{path.name} has mode {mode:o}")
         return found
 
     def _stalled(self) -> bool:
