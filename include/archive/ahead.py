@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import queue
 import threading
+import zlib
 from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
@@ -19,11 +20,17 @@ from include.archive.errors import StoppedError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-RANGE_BYTES = 1536 * 1024
-"""How much one request asks for. A longer range waits less for its first byte, and holds more until its turn comes."""
+PIECE_BYTES = 1024 * 1024
+"""How much memory is taken, and given back, at a time: it is held for what comes, not for what has been asked for.
 
-PIECE_BYTES = 768 * 1024
-"""How much memory is taken, and given back, at a time: it is held for what comes, not for what has been asked for."""
+Until then, what comes waits in the system's own buffer of its connection, which for many is not much longer than this.
+"""
+
+RANGE_BYTES = 3 * PIECE_BYTES
+"""How much one request asks for where there is enough for all connections: it costs as much as hashing half a MiB.
+
+What has come of a longer one would fill more of the system's buffers before its turn comes.
+"""
 
 MEMORY_BYTES = 12 * 1024 * 1024
 """How much all copies of a task hold together, on however many connections.
@@ -210,6 +217,8 @@ class _Loan:
 
     def __init__(self, buffer: memoryview, count: int, lanes: Lanes, line: Line) -> None:
         self.unread = buffer[:count]
+        self.crc32: int | None = None
+        """Of all of it, where that was computed, and none of it was read apart."""
         self._buffer = buffer
         self._lanes = lanes
         self._line = line
@@ -232,6 +241,10 @@ class _Loan:
             is_free = not self._readers
         if is_free:
             self._lanes.give(self._line, self._buffer, was_read=self._was_read)
+
+
+def _next_multiple(length: int, place: int) -> int:
+    return (place // length + 1) * length
 
 
 class _Range:
@@ -270,6 +283,11 @@ class Ahead:
         self._unasked = start
         self._line = Line(start)
         self._end = end
+        self._range_bytes = min(RANGE_BYTES, max(PIECE_BYTES, (end - start) // self.ways // PIECE_BYTES * PIECE_BYTES))
+        self.is_summed = False
+        """Whether pieces that come from now on are summed in the thread that they come in."""
+        self.crc32: int | None = None
+        """CRC-32 of the bytes that were read last, where that was computed when they came."""
         self._lock = threading.Lock()
         self._ranges: deque[_Range] = deque()
         self._loan: _Loan | None = None
@@ -286,6 +304,7 @@ class Ahead:
 
         :raises BaseException: whatever the reading of the range raised that is due.
         """
+        self.crc32 = None
         if self._loan is not None and not self._loan.unread:
             self._let_go()
         while self._loan is None:
@@ -303,8 +322,12 @@ class Ahead:
             over = self._ranges.popleft()
             self.transferred += over.repeated
             self._lanes.is_due(self._line, over.end)
-        chunk = self._loan.unread[:most]
-        self._loan.unread = self._loan.unread[len(chunk) :]
+        loan = self._loan
+        chunk = loan.unread[:most]
+        loan.unread = loan.unread[len(chunk) :]
+        if loan.unread:
+            loan.crc32 = None
+        self.crc32 = loan.crc32
         return chunk
 
     def keep(self) -> Callable[[], None]:
@@ -338,7 +361,8 @@ class Ahead:
             if self._is_over or self._unasked >= self._end or is_one_too_many:
                 self._fetchers -= 1
                 return None
-            one = _Range(self._unasked, min(self._unasked + RANGE_BYTES, self._end))
+            # They end where parts of an object do, so that few pieces belong to two of these.
+            one = _Range(self._unasked, min(_next_multiple(self._range_bytes, self._unasked), self._end))
             self._unasked = one.end
             self._ranges.append(one)
             return one
@@ -355,8 +379,11 @@ class Ahead:
         reader = self._open_range(one.start, one.end)
         try:
             reader.ready()  # nothing is held for what hasn't begun to come
-            for start in range(one.start, one.end, PIECE_BYTES):
-                self._pass_on(one, self._piece(one, reader, min(PIECE_BYTES, one.end - start)))
+            start = one.start
+            while start < one.end:
+                end = min(_next_multiple(PIECE_BYTES, start), one.end)
+                self._pass_on(one, self._piece(one, reader, end - start))
+                start = end
             one.repeated = reader.transferred - (one.end - one.start)
             self._pass_on(one, None)
         finally:
@@ -371,6 +398,8 @@ class Ahead:
             left = loan.unread
             while left and (came := reader.readinto(left)):
                 left = left[came:]
+            if self.is_summed:
+                loan.crc32 = zlib.crc32(loan.unread)  # while it is in this processor's cache
         except BaseException:
             loan.let_go()
             raise

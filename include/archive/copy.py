@@ -505,6 +505,16 @@ class _Reader:
         """See :meth:`Ahead.keep`."""
         return self._ahead.keep() if self._ahead is not None else lambda: None
 
+    def sum_ahead(self) -> None:
+        """Have what comes ahead summed, see :attr:`Ahead.is_summed`."""
+        if self._ahead is not None:
+            self._ahead.is_summed = True
+
+    @property
+    def crc32(self) -> int | None:
+        """CRC-32 of what was read last, where it is known."""
+        return self._ahead.crc32 if self._ahead is not None else None
+
     def ready(self) -> None:
         """Open the body, if that was not done yet."""
         self._patiently(self._opened)
@@ -741,6 +751,15 @@ class _Flow:
         """See :meth:`include.archive.stores.base.Flow.keep`."""
         # Where the body was read before its ranges, nothing else is read as long as they last.
         return (lambda: None) if self._is_in_view else self._reader.keep()
+
+    def sum_ahead(self) -> None:
+        """See :meth:`include.archive.stores.base.Flow.sum_ahead`."""
+        self._reader.sum_ahead()
+
+    @property
+    def crc32(self) -> int | None:
+        """See :attr:`include.archive.stores.base.Flow.crc32`."""
+        return None if self._is_in_view else self._reader.crc32
 
     def check_stop(self) -> None:
         """See :meth:`include.archive.stores.base.Flow.check_stop`."""

@@ -90,6 +90,15 @@ class Flow(Protocol):
         """
         ...
 
+    def sum_ahead(self) -> None:
+        """Have the CRC-32 of chunks computed where they come in, as far as they come ahead of their turn."""
+        ...
+
+    @property
+    def crc32(self) -> int | None:
+        """CRC-32 of the chunk that was yielded last, where that is known."""
+        ...
+
     def check_stop(self) -> None:
         """Raise if the copy is to end."""
         ...

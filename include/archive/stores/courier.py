@@ -8,7 +8,7 @@ from concurrent.futures import Future, wait
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from include.archive.errors import SourceChangedError, StoppedError, StorageUnavailableError
-from include.archive.stores.s3_wire import Body
+from include.archive.stores.s3_wire import Body, combined_crc32
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -60,7 +60,10 @@ class Courier(Generic[Sent]):
         """
         for chunk in flow.chunks(self._count):
             if self._is_summed:
-                self.crc32 = zlib.crc32(chunk, self.crc32)
+                known = flow.crc32
+                self.crc32 = (
+                    zlib.crc32(chunk, self.crc32) if known is None else combined_crc32(self.crc32, known, len(chunk))
+                )
             self._pieces.put((chunk, flow.keep()))
             if self._has_failed and not is_all_wanted:
                 break

@@ -80,7 +80,8 @@ FEW_WAYS = 4
 AHEAD_PART_BYTES = 5 * 1024 * 1024
 """About how long the parts are of a body that comes on several connections.
 
-It is S3's least: the bytes of all parts that are under way wait in memory.
+It is S3's least: the bytes of all parts that are under way wait in memory. And it is a multiple of
+:data:`include.archive.ahead.PIECE_BYTES`.
 """
 
 MOST_COURIERS = 32
@@ -146,7 +147,7 @@ def stream_bytes(size: int) -> int:
 
 def ahead_part_bytes(size: int) -> int:
     """Return how long the parts of an object should be that comes on several connections."""
-    return max(AHEAD_PART_BYTES, math.ceil(size / MAX_PARTS))
+    return max(AHEAD_PART_BYTES, math.ceil(size / MAX_PARTS / _MIB) * _MIB)
 
 
 def part_bytes(size: int | None, number: int) -> int:
@@ -709,6 +710,7 @@ class S3Writer:
         A part that the store does not take is read again, and must be the same.
         """
         size, begun = self._size or 0, 0
+        flow.sum_ahead()
         upload_id = self._create_upload()
         under_way: deque[tuple[Courier[CompletedPartTypeDef], int]] = deque()
         threads = ThreadPoolExecutor(MOST_COURIERS, "courier")
@@ -722,9 +724,11 @@ class S3Writer:
                 courier.carry(flow)
                 begun += count
                 while under_way and (under_way[0][0].answer.done() or len(under_way) >= MOST_COURIERS):
-                    self._arrived(flow, *under_way.popleft())
+                    self._arrived(flow, *under_way[0])
+                    under_way.popleft()
             while under_way:
-                self._arrived(flow, *under_way.popleft())
+                self._arrived(flow, *under_way[0])
+                under_way.popleft()
         finally:
             give_up([courier for courier, _ in under_way])
             threads.shutdown(wait=False)

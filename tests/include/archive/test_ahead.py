@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 KEY = f"{STEM}.ogg"
 SIZE = 12 * 1024 * 1024 + 7
-RANGE, PIECE = 200_000, 80_000
+RANGE, PIECE = 240_000, 80_000
 
 
 @pytest.fixture(autouse=True)
@@ -119,7 +119,9 @@ def test_parts_go_out_side_by_side(bucket: Archive, strict: Process) -> None:
 
 
 @pytest.mark.parametrize("size", [SIZE, SIZE + 1])
-def test_samples_get_their_header_and_padding(archive: Archive, size: int) -> None:
+def test_samples_get_their_header_and_padding(archive: Archive, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    # So little that most of it comes when it is known that sums of pieces are wanted.
+    monkeypatch.setattr(ahead, "MEMORY_BYTES", 6 * PIECE)
     data = samples(size)
     part = run(archive, FakeSource(data), source_format="raw", duration=None, lanes=Lanes(6))
     assert archive.get(part.key) == wav_header(PcmFormat(), size) + data + bytes(size % 2)
@@ -315,7 +317,7 @@ class Pieces:
 
 
 def test_an_error_in_the_midst_of_a_range_is_raised_behind_what_came_before() -> None:
-    reading = Ahead(Lanes(4), lambda start, end: Pieces(start, end, breaks=start > 0), Stop(), 0, 3 * RANGE)
+    reading = Ahead(Lanes(2), lambda start, end: Pieces(start, end, breaks=start > 0), Stop(), 0, 3 * RANGE)
     came = 0
     while came < RANGE + PIECE:
         came += len(reading.read())
@@ -327,7 +329,7 @@ def test_an_error_in_the_midst_of_a_range_is_raised_behind_what_came_before() ->
 
 
 def test_what_a_range_repeats_is_counted() -> None:
-    reading = Ahead(Lanes(4), lambda start, end: Pieces(start, end, repeated=5), Stop(), 0, 3 * RANGE)
+    reading = Ahead(Lanes(2), lambda start, end: Pieces(start, end, repeated=5), Stop(), 0, 3 * RANGE)
     while reading.read():
         continue
     assert reading.transferred == 3 * RANGE + 3 * 5
@@ -591,15 +593,16 @@ def test_a_store_that_answers_before_it_has_all_is_not_believed(monkeypatch: pyt
         assert lanes.copies == 0
 
 
+@pytest.mark.parametrize("size", [500_000, s3_module.AHEAD_PART_BYTES + 500_000, 5 * SIZE])
 @pytest.mark.parametrize("ways", [4, 8])
-def test_a_stop_does_not_wait_for_a_store_that_takes_nothing(ways: int) -> None:
+def test_a_stop_does_not_wait_for_a_store_that_takes_nothing_or_does_not_answer(ways: int, size: int) -> None:
     with closing(Hasty(answers=False)) as server:
         bucket: Any = SimpleNamespace(store=server.store(50))
         stop = Stop()
         threading.Timer(1, stop.set).start()
         began = time.monotonic()
         with pytest.raises(errors.StoppedError):
-            run(bucket, FakeSource(audio(5 * SIZE)), lanes=Lanes(ways), stop=stop)
+            run(bucket, FakeSource(audio(size)), lanes=Lanes(ways), stop=stop)
         assert time.monotonic() - began < 25
         wait_for_no("courier")
 
