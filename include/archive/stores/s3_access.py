@@ -6,6 +6,7 @@ of a service of which the archive needs a dozen operations.
 
 from __future__ import annotations
 
+import math
 import re
 import socket
 import ssl
@@ -24,6 +25,7 @@ from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3 import exceptions as urllib3_errors
 from urllib3.util import Timeout
 from urllib3.util.ssl_ import create_urllib3_context
+from urllib3.util.wait import wait_for_read
 
 from include.archive.stores.base import READ_CHUNK
 
@@ -43,8 +45,10 @@ LONGEST_REPLY = 8 * 1024 * 1024
 _PLAIN_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _OF_ANOTHER_KIND = re.compile(r"^arn:|--(x|xa|op)-s3$")
 _SMALL_BYTES = 1024
-_SLICE = struct.pack("@ll", 0, 500_000)
-"""How long, as the kernel takes it, sending waits for the other side before it is asked whether it still shall."""
+_SLICE_SECONDS = 0.5
+"""How long a request waits for the other side before it is asked whether it still shall."""
+_SLICE = struct.pack("@ll", 0, int(_SLICE_SECONDS * 1_000_000))
+"""The same, as the kernel takes it."""
 _MORE = getattr(socket, "MSG_MORE", 0)
 _IP = re.compile(r"[0-9.]+|.*:.*")
 _REGION = re.compile(r"[a-z0-9][a-z0-9-]{0,61}[a-z0-9]")
@@ -288,6 +292,7 @@ def exchanged(pool: HTTPConnectionPool, request: Any) -> Reply:
             sock = connection.sock
             sock.settimeout(Timeout.resolve_default_timeout(timeout.read_timeout))
             is_sent = _is_sent(sock, request)
+            _await_reply(sock, getattr(request.body, "is_over", None))
             reader = sock.makefile("rb")
             reply, rest, is_whole = _reply(reader, request)
             if rest is not None:
@@ -387,6 +392,15 @@ def _send(sock: socket.socket, data: Any, timeout: float | None, is_over: Callab
         with suppress(BlockingIOError):
             left = left[sock.send(left, flags) :]
         if left and (is_over() or (end is not None and time.monotonic() > end)):
+            raise TimeoutError("timed out")
+
+
+def _await_reply(sock: socket.socket, is_over: Callable[[], bool] | None) -> None:
+    """Wait until a reply begins, as long as somebody wants it; without ``is_over``, that is left to reading it."""
+    timeout = sock.gettimeout()
+    end = math.inf if timeout is None else time.monotonic() + timeout
+    while is_over is not None and not wait_for_read(sock, _SLICE_SECONDS):
+        if is_over() or time.monotonic() > end:
             raise TimeoutError("timed out")
 
 
