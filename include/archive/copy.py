@@ -1028,7 +1028,7 @@ class _Copy:
                 flow.drain()
                 return self._compared(key, parts[-1])
             part = described()
-            proof = self._proof(info, size=part.bytes, sha256=part.sha256, crc32=part.crc32)
+            proof = self._proof(info, size=part.bytes, sha256=part.sha256, crc32=part.crc32, md5=writer.md5)
             if proof is None:
                 writer.withdraw()
                 raise StoredBytesDifferError(f"{self._store.uri(key)}: the store kept other bytes than it was given")
@@ -1103,11 +1103,14 @@ class _Copy:
             raise ContentConflictError(f"{self._store.uri(key)}: other bytes are stored there and stay as they are")
         return replace(part, action="already_present", verified_by=[*part.verified_by, "read-back"])
 
-    def _proof(self, info: ObjectInfo, *, size: int, sha256: str, crc32: str | None) -> str | None:
+    def _proof(
+        self, info: ObjectInfo, *, size: int, sha256: str, crc32: str | None, md5: str | None = None
+    ) -> str | None:
         """Say how the store shows that it holds these bytes; None when it shows that it does not."""
         if info.size != size:
             return None
-        for computed, expected in ((info.checksums.get("sha256"), sha256), (info.checksums.get("crc32"), crc32)):
+        for name, expected in (("sha256", sha256), ("crc32", crc32), ("md5", md5)):
+            computed = info.checksums.get(name)
             if computed is not None and expected is not None:
                 return "store-checksum" if computed == expected else None
         return "read-back" if self._stored_sha256(info.key) == sha256 else None

@@ -404,7 +404,7 @@ class Game:
             canaries=sorted(secrets),
             texts=texts,
             may_leave=self._schedule.may_leave,
-            ignores_conditions=self._schedule.server.startswith("no-conditions"),
+            ignores_conditions=self._schedule.server.startswith(("no-conditions", "ceph")),
             personal=["Person", "@", "Ada", "Kim"],
             connections=self._worker.sink.connections - self._connections,
         )

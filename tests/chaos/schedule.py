@@ -964,6 +964,13 @@ def _(draft: Draft) -> None:
         draft.victim(PART + 70_000)
 
 
+@kind("D14 store without trailers", "shape", stores=S3)
+def _(draft: Draft) -> None:
+    draft.made.server = "ceph"
+    if draft.random.random() < 0.5:
+        draft.victim(PART + 70_000)
+
+
 # E. Processes
 
 

@@ -30,6 +30,8 @@ def main() -> None:
     parser.add_argument("--no-conditions-on-complete", action="store_true", help="the same, on completions only")
     parser.add_argument("--no-if-match", action="store_true", help="ignore If-Match on writes")
     parser.add_argument("--no-checksums", action="store_true", help="ignore x-amz-checksum-* and never return any")
+    parser.add_argument("--no-trailers", action="store_true", help="refuse what is behind a body, and so the body")
+    parser.add_argument("--ceph", action="store_true", help="be as Ceph's gateway 16.2 is, in all of that")
     parser.add_argument("--policy", type=Path, help="an IAM policy document: what the one user may do")
     parser.add_argument("--tls", nargs=2, metavar=("CERTIFICATE", "KEY"), help="speak HTTPS")
     options = parser.parse_args()
@@ -41,9 +43,11 @@ def main() -> None:
         credentials=Credentials(access_key=options.access_key, secret_key=options.secret_key, region=options.region),
         buckets=options.bucket,
         conditions=not options.no_conditions,
-        conditions_on_complete=not options.no_conditions_on_complete,
+        conditions_on_complete=not (options.no_conditions_on_complete or options.ceph),
         if_match=not options.no_if_match,
-        checksums=not options.no_checksums,
+        checksums=not (options.no_checksums or options.ceph),
+        trailers=not (options.no_trailers or options.ceph),
+        ceph=options.ceph,
         policy=Policy(json.loads(options.policy.read_text())) if options.policy else None,
         tls=tls,
     )

@@ -189,16 +189,17 @@ def get_bucket_location(call: Call) -> Reply:
 def put_object(call: Call) -> Reply:
     headers, metadata = _notes(call.request.headers)
     intake, blob = call.intake, call.blob()
+    is_believed = not call.corrupting or call.corrupting.keep_checksum
     stored = StoredObject(
         blobs=(blob,),
         size=blob.size,
         sha256=_sha256(blob.chunks()) if call.corrupting else intake.sha256,
-        etag=f'"{intake.md5.hex()}"',
+        etag=f'"{intake.md5.hex() if is_believed else _md5(blob.chunks())}"',
         headers=headers,
         metadata=metadata,
         algorithm=intake.algorithm,
         checksum=intake.checksum
-        if intake.algorithm is None or not call.corrupting or call.corrupting.keep_checksum
+        if intake.algorithm is None or is_believed
         else checksums.compute(intake.algorithm, blob.chunks()),
         checksum_type="FULL_OBJECT" if intake.algorithm else None,
     )
@@ -583,6 +584,10 @@ def _coder(query: Mapping[str, str]) -> Any:
 
 def _iso(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(seconds))
+
+
+def _md5(chunks: Iterable[bytes]) -> str:
+    return hashlib.md5(b"".join(chunks), usedforsecurity=False).hexdigest()
 
 
 def _sha256(chunks: Iterable[bytes]) -> str:

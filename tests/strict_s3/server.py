@@ -42,6 +42,8 @@ class Settings:
     :param conditions_on_complete: the same, for CompleteMultipartUpload alone.
     :param if_match: honour If-Match on both.
     :param checksums: know ``x-amz-checksum-*``; without, they are ignored and never returned.
+    :param trailers: know what is behind a body; without, all of it is received and then refused.
+    :param ceph: give replies ids as Ceph's gateway makes them.
     :param policy: what the one user may do; None for everything.
     """
 
@@ -51,6 +53,8 @@ class Settings:
     conditions_on_complete: bool = True
     if_match: bool = True
     checksums: bool = True
+    trailers: bool = True
+    ceph: bool = False
     policy: Policy | None = None
     tls: ssl.SSLContext | None = None
 
@@ -126,6 +130,8 @@ class _Connection(socketserver.BaseRequestHandler):
         reply, keep = exchange.run()
         keep = keep and request.headers.get("connection", "").lower() != "close"
         entry["status"] = reply.status
+        if self.server.settings.ceph:
+            reply.headers["x-amz-request-id"] = f"tx{entry['number']:021x}-006b0c873d-100d-default"
         if not keep:
             reply.headers["Connection"] = "close"
         cut = exchange.rule.bytes if exchange.rule is not None and exchange.rule.action == "cut" else None
@@ -274,7 +280,8 @@ class _Exchange:
         return value
 
     def _check_payload(self, payload: str, intake: Intake) -> None:
-        if payload not in (sigv4.UNSIGNED, sigv4.STREAMING) and payload != intake.sha256:
+        believed = (sigv4.UNSIGNED, *([sigv4.STREAMING] if self._settings.trailers else []))
+        if payload not in believed and payload != intake.sha256:
             message = "The provided 'x-amz-content-sha256' header does not match what was computed."
             raise S3Error("XAmzContentSHA256Mismatch", message)
         stated = self._request.headers.get("content-md5")

@@ -131,6 +131,11 @@ class Writer(Protocol):
         """CRC-32 of what was committed, where the store compares that and not the SHA-256; else None."""
         ...
 
+    @property
+    def md5(self) -> str | None:
+        """MD5 of what was committed, lower-case hex, where no checksum went with it; else None."""
+        ...
+
     def write(self, data: memoryview) -> None:
         """Append bytes; the memory behind ``data`` may be reused as soon as this returns.
 

@@ -31,9 +31,16 @@ class Courier(Generic[Sent]):
     :param count: how many bytes.
     :param send: sends a body, and returns what comes of it.
     :param sha256: tells the hash of the body once all of it was taken; without it, its CRC-32 goes with it.
+    :param form: what is sent.
     """
 
-    def __init__(self, count: int, send: Callable[[Body], Sent], sha256: Callable[[], str] | None = None) -> None:
+    def __init__(
+        self,
+        count: int,
+        send: Callable[[Body], Sent],
+        sha256: Callable[[], str] | None = None,
+        form: type[Body] = Body,
+    ) -> None:
         self.crc32 = 0
         """Of what was handed over, where no hash of it is sent; computed while the bytes are in the cache."""
         self.answer: Future[Sent] = Future()
@@ -47,7 +54,7 @@ class Courier(Generic[Sent]):
         self._is_given_up = False
         self._has_failed = False
         self._taken = self._take()
-        self.body = Body(self._taken, count, sha256, crc32=lambda: self.crc32, is_over=lambda: self._is_given_up)
+        self.body = form(self._taken, count, sha256, crc32=lambda: self.crc32, is_over=lambda: self._is_given_up)
 
     def start(self, threads: Executor) -> None:
         """Begin to send, in a thread of these."""

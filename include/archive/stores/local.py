@@ -333,6 +333,9 @@ class LocalWriter:
     crc32: int | None = None
     """See :attr:`include.archive.stores.base.Writer.crc32`; nobody but us computes anything here."""
 
+    md5: str | None = None
+    """See :attr:`include.archive.stores.base.Writer.md5`."""
+
     def __init__(
         self,
         *,

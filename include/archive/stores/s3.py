@@ -16,6 +16,7 @@ import zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from functools import partial
 from itertools import groupby
@@ -40,7 +41,7 @@ from include.archive.errors import (
 from include.archive.stores.base import ObjectInfo, Unfinished, check_size, checked_key, is_of_stem
 from include.archive.stores.courier import Courier, give_up
 from include.archive.stores.s3_access import RefusedError, UnansweredError
-from include.archive.stores.s3_wire import CHECKSUM, Body, Wire, base64_crc32, base64_sha256, combined_crc32
+from include.archive.stores.s3_wire import CHECKSUM, BareBody, Body, Wire, base64_crc32, base64_sha256, combined_crc32
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -70,6 +71,9 @@ WHOLE_BYTES = 1024 * 1024 * 1024
 
 S3 takes 5 GiB; but a fault of the store midway makes all of it come from the source again.
 """
+
+MOST_BARE_BYTES = 5 * 1024 * 1024 * 1024
+"""Longest object that is sent in one request to a store that knows no trailers; it is S3's limit."""
 
 STREAM_BYTES = 64 * 1024 * 1024
 """About how long the parts of a longer one are: what a store's fault midway makes it send again."""
@@ -206,7 +210,8 @@ class S3Store:
         self._access = access
         self.buffer_bytes = buffer_bytes
         self._wire = Wire(access) if access.is_plain else None
-        self.takes_streams = self._wire is not None
+        self._form: type[Body] | None = Body if self._wire is not None else None
+        self._heeds_on_completion = False
         self._boto3: Boto3 | None = None
         self._lock = threading.Lock()
 
@@ -223,15 +228,17 @@ class S3Store:
 
         A write on the condition that the object has an impossible ETag must be refused, and then leaves nothing behind.
         Only where it succeeds is there an object for ``If-None-Match`` to refuse; a store that heeds that one will do,
-        except for replacing.
+        except for replacing. One that knows no trailers gets each object in one request, so it need not heed conditions
+        on completion.
         """
         probe = f"{folder}/probe.bin"
         for operation, write in (("PutObject", self._probe_put), ("CompleteMultipartUpload", self._probe_upload)):
-            if not write(probe, {"If-Match": _NO_ETAG}):
+            heeds_match, ignored = self._heeds(probe, write)
+            if heeds_match:
+                self._heeds_on_completion = operation != "PutObject"
                 continue
-            ignored = write(probe, {"If-None-Match": "*"})
-            with suppress(StorageError):
-                self._delete(probe, {})
+            if operation != "PutObject" and self.form is not None and not self._takes_trailers(probe):
+                continue
             if replacing and not ignored:
                 raise ConditionsIgnoredError(
                     f"{self.uri('')}: the store ignores If-Match on {operation}, so a damaged object can't be replaced "
@@ -275,7 +282,7 @@ class S3Store:
                     if is_last or operation == "CompleteMultipartUpload":
                         raise
                 elif wire is not None and _needs_boto3(error):
-                    self._wire, self.takes_streams = None, False
+                    self._wire = self._form = None
                     continue
                 elif is_last or not isinstance(error, _PASSING if wire else StoredBytesDifferError):
                     raise  # boto3 has tried again by itself, except for damaged bytes
@@ -537,6 +544,61 @@ class S3Store:
         }
         self._sent("CompleteMultipartUpload", key, lambda way: way.complete_upload(place, upload_id, parts, headers))
 
+    @property
+    def form(self) -> type[Body] | None:
+        """How bodies are sent while they are read: with trailers, bare, or not at all."""
+        wire = self._wire
+        return BareBody if self._form is Body and wire is not None and wire.is_ceph else self._form
+
+    def give_up_form(self, form: type[Body]) -> None:
+        """Send no more bodies in a form that the store does not take; several threads may find that out."""
+        if self.form is form:
+            self._form = BareBody if form is Body else None
+
+    def _takes_trailers(self, probe: str) -> bool:
+        """Tell whether the store knows what is behind a body; nothing is stored where it does and heeds conditions."""
+        if self.form is not Body:
+            return False
+        try:
+            body = Body(iter([memoryview(b"\0")]), 1, lambda: hashlib.sha256(b"\0").hexdigest())
+            self._stream("PutObject", probe, body, {"If-Match": _NO_ETAG}, {})
+        except (AlreadyExistsError, ObjectMissingError):
+            return True
+        except (StorageError, StoredBytesDifferError) as error:
+            if _refuses_streams(error):
+                return False
+            raise
+        with suppress(StorageError):
+            self._delete(probe, {})
+        return True
+
+    def vouch_for_uploads(self, key: str) -> None:
+        """Find out, once, whether uploads are completed on condition alone, which a preflight may have left open.
+
+        :param key: of an upload that is wanted.
+        :raises ConditionsIgnoredError: when they aren't.
+        """
+        if self._heeds_on_completion or self._wire is None:
+            return
+        folder, slash, _ = key.rpartition("/")
+        _, ignored = self._heeds(f"{folder}{slash}probe.bin", self._probe_upload)
+        if ignored:
+            raise ConditionsIgnoredError(
+                f"{self.uri(key)}: of unknown length, or longer than 5 GiB, so it would take several requests; and the "
+                "store ignores conditions on the last of them, and could replace what is archived: use a newer version "
+                "of it for such objects"
+            )
+        self._heeds_on_completion = True
+
+    def _heeds(self, probe: str, write: Callable[[str, Mapping[str, str]], bool]) -> tuple[bool, bool]:
+        """Tell whether writes heed ``If-Match``, and whether they ignore ``If-None-Match``; leave nothing behind."""
+        if not write(probe, {"If-Match": _NO_ETAG}):
+            return True, False
+        ignored = write(probe, {"If-None-Match": "*"})
+        with suppress(StorageError):
+            self._delete(probe, {})
+        return False, ignored
+
     def _probe_put(self, probe: str, condition: Mapping[str, str]) -> bool:
         """Tell whether a conditional write succeeded."""
         # Where a bucket locks its objects, S3 takes none without a checksum.
@@ -639,13 +701,19 @@ class S3Writer:
         self._parts: list[CompletedPartTypeDef] = []
         self._buffer = bytearray()
         self._filled = 0
-        self._is_streamed = False
+        self._form: type[Body] | None = None
+        self._md5: str | None = None
         self._committed: ObjectInfo | None = None
 
     @property
     def crc32(self) -> int | None:
         """See :attr:`include.archive.stores.base.Writer.crc32`."""
         return self._crc
+
+    @property
+    def md5(self) -> str | None:
+        """See :attr:`include.archive.stores.base.Writer.md5`."""
+        return self._md5
 
     def write(self, data: memoryview) -> None:
         """See :meth:`include.archive.stores.base.Writer.write`."""
@@ -668,11 +736,14 @@ class S3Writer:
 
     def take(self, flow: Flow, notes: Callable[[], Mapping[str, str]]) -> ObjectInfo:
         """See :meth:`include.archive.stores.base.Writer.take`."""
-        if self._size is not None and self._size > self._store.buffer_bytes and self._store.takes_streams:
-            self._is_streamed = True
-            if flow.ways > FEW_WAYS and self._size > AHEAD_PART_BYTES:
+        size, form = self._size or 0, self._store.form
+        if size > self._store.buffer_bytes and form is not None and (form is Body or size <= MOST_BARE_BYTES):
+            self._form = form
+            if form is Body and flow.ways > FEW_WAYS and size > AHEAD_PART_BYTES:
                 return self._take_side_by_side(flow, notes)
-            return self._take_whole(flow) if self._size <= WHOLE_BYTES else self._take_parts(flow, notes)
+            if form is Body and size > WHOLE_BYTES:
+                return self._take_parts(flow, notes)
+            return self._take_whole(flow)
         for chunk in flow.chunks():
             self.write(chunk)
         return self._commit(notes(), flow.sha256)
@@ -690,6 +761,7 @@ class S3Writer:
             except StorageUnavailableError:
                 self._raise_if_there()
                 raise
+            self._md5 = body.md5
 
         self._streamed(flow, self._size or 0, send, lambda: flow.sha256)
         return self._stored()
@@ -756,7 +828,7 @@ class S3Writer:
         """Send the next bytes of a flow, as often as the flow can go back to where they begin."""
         flow.mark()
         while True:
-            body = Body(flow.chunks(count), count, sha256)
+            body = (self._form or Body)(flow.chunks(count), count, sha256)
             try:
                 if flow.can_keep:
                     return self._carried(flow, count, send, sha256)
@@ -774,7 +846,7 @@ class S3Writer:
     ) -> _Sent:
         """Send the next bytes of a flow while those that follow are read and hashed."""
         threads = ThreadPoolExecutor(1, "courier")
-        courier = Courier(count, send, sha256)
+        courier = Courier(count, send, sha256, self._form or Body)
         try:
             courier.start(threads)
             courier.carry(flow, is_all_wanted=False)
@@ -785,8 +857,8 @@ class S3Writer:
 
     def _give_up_streams(self, error: ArchiveError) -> None:
         if isinstance(error, StreamsRefusedError) or (not self._parts and _refuses_streams(error)):
-            self._store.takes_streams = False
-            raise UploadLostError(f"{error.message}; it is collected instead") from error
+            self._store.give_up_form(self._form or Body)
+            raise UploadLostError(f"{error.message}; it is sent in another form instead") from error
 
     def commit(self, metadata: Mapping[str, str]) -> ObjectInfo:
         """See :meth:`include.archive.stores.base.Writer.commit`."""
@@ -825,10 +897,13 @@ class S3Writer:
         self._committed = info = self._store.stat(self._key)
         if info is None:
             raise StorageUnavailableError(f"{self._store.uri(self._key)}: not there although it was just stored")
-        if self._is_streamed and info.size != self._size:
-            self._store.takes_streams = False
+        if self._form is not None and info.size != self._size:
+            self._store.give_up_form(self._form)
             self.withdraw()
             raise UploadLostError(f"{self._store.uri(self._key)}: the store doesn't understand streams")
+        # An ETag is the MD5 of what a store got, unless it encrypts with a key of its own.
+        if self._md5 is not None and info.etag == f'"{self._md5}"':
+            return replace(info, checksums={**info.checksums, "md5": self._md5})
         return info
 
     def abort(self) -> None:
@@ -859,6 +934,8 @@ class S3Writer:
         return self._upload_id
 
     def _send_part(self) -> None:
+        if self._upload_id is None:
+            self._store.vouch_for_uploads(self._key)
         upload_id = self._upload_id or self._create_upload()
         part = self._store.upload_part(self._key, upload_id, len(self._parts) + 1, self._content())
         self._add_part(part, self._filled)

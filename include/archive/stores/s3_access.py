@@ -50,6 +50,7 @@ _SLICE_SECONDS = 0.5
 _SLICE = struct.pack("@ll", 0, int(_SLICE_SECONDS * 1_000_000))
 """The same, as the kernel takes it."""
 _MORE = getattr(socket, "MSG_MORE", 0)
+_QUICK_ACK: int | None = getattr(socket, "TCP_QUICKACK", None)
 _IP = re.compile(r"[0-9.]+|.*:.*")
 _REGION = re.compile(r"[a-z0-9][a-z0-9-]{0,61}[a-z0-9]")
 _SUFFIXES = (
@@ -292,6 +293,9 @@ def exchanged(pool: HTTPConnectionPool, request: Any) -> Reply:
             sock = connection.sock
             sock.settimeout(Timeout.resolve_default_timeout(timeout.read_timeout))
             is_sent = _is_sent(sock, request)
+            if _QUICK_ACK is not None and request.method in {"GET", "POST"}:
+                # Ceph's gateway sends the headers of a reply, and the rest when these have been acknowledged.
+                sock.setsockopt(socket.IPPROTO_TCP, _QUICK_ACK, 1)
             _await_reply(sock, getattr(request.body, "is_over", None))
             reader = sock.makefile("rb")
             reply, rest, is_whole = _reply(reader, request)

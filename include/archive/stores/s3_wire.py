@@ -2,7 +2,8 @@
 
 The payload is not signed again, since a checksum goes with it: in a header where it is known beforehand, else as a
 trailer behind the last byte, as AWS's SDKs do it by default. A whole object goes with the SHA-256 that the archive
-wants anyway, a part of an upload with its CRC-32, since only those of the parts add up to one of the whole.
+wants anyway, a part of an upload with its CRC-32, since only those of the parts add up to one of the whole. Stores that
+know no trailers say by an ETag what they got.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ if TYPE_CHECKING:
 CHECKSUM = "x-amz-checksum-"
 """What the names of checksums' headers begin with."""
 
+_CEPH_ID = re.compile(r"tx[0-9a-f]{21}-[0-9a-f]+-[0-9a-f]+-")
 _UNQUOTED = "-_.~"
 _CODE = re.compile(rb"<Code>([^<]{1,64})</Code>")
 _FRAME_BYTES = 1024 * 1024
 _UNSIGNED = "UNSIGNED-PAYLOAD"
+_UNSIGNED_STREAM = "STREAMING-UNSIGNED-PAYLOAD-TRAILER"
 
 _Read = TypeVar("_Read")
 
@@ -48,6 +51,9 @@ class Wire:
 
     def __init__(self, access: Access) -> None:
         self._access = access
+        self.is_ceph = False
+        """Whether a reply had an id as Ceph's gateway makes them. Many of its versions know no trailers, and the older
+        ones say so only when they have got all of a body."""
 
     def put(self, key: str, body: bytes | memoryview, headers: Mapping[str, str]) -> Mapping[str, str]:
         """Send an object whose checksum is among the headers.
@@ -66,21 +72,16 @@ class Wire:
     ) -> Mapping[str, str]:
         """Send an object, or a part of one, that is read while it is sent; raises besides whatever the body raises.
 
-        The store takes it only when the last byte and the checksum behind it have arrived, so a body that raises at
-        its end is never stored.
+        The store takes it only when its last byte has arrived, and the checksum behind it, so a body that raises at its
+        end is never stored.
 
         :return: the reply's headers, names in lower case.
         """
-        all_headers = {
-            **headers,
-            "Content-Encoding": "aws-chunked",
-            "Content-Length": str(body.framed_bytes),
-            "X-Amz-Decoded-Content-Length": str(body.size),
-            "X-Amz-Trailer": CHECKSUM + body.algorithm,
-        }
-        operation, payload = "UploadPart" if query else "PutObject", "STREAMING-UNSIGNED-PAYLOAD-TRAILER"
+        operation, all_headers = "UploadPart" if query else "PutObject", {**headers, **body.headers()}
         try:
-            return self._send(operation, "PUT", key, query or {}, body, all_headers, payload=payload, proof="etag")[0]
+            return self._send(
+                operation, "PUT", key, query or {}, body, all_headers, payload=body.payload, proof="etag"
+            )[0]
         except UnansweredError:
             if body.failure is not None:
                 raise body.failure from None  # it looks like a fault of the connection
@@ -166,6 +167,7 @@ class Wire:
         """
         reply = self._reply(operation, method, key, query, body, headers, payload=payload)
         reply_headers = _lower(reply.headers)
+        self.is_ceph = self.is_ceph or _CEPH_ID.match(reply_headers.get("x-amz-request-id", "")) is not None
         if reply.status_code not in {200, 204} or (proof and proof not in reply_headers):
             raise _refusal(reply)
         return reply_headers, reply.content
@@ -271,6 +273,9 @@ class Body:
     :param is_over: tells, while the store takes nothing, whether nobody wants it sent any more.
     """
 
+    payload = _UNSIGNED_STREAM
+    """What is signed in its place."""
+
     def __init__(
         self,
         chunks: Iterator[memoryview],
@@ -282,6 +287,8 @@ class Body:
     ) -> None:
         self.size = size
         self.crc32 = 0
+        self.md5: str | None = None
+        """Once all was taken, that of what went without a checksum; lower-case hex."""
         self.algorithm = "sha256" if sha256 else "crc32"
         self.is_over = is_over
         self._sha256 = sha256
@@ -296,39 +303,77 @@ class Body:
         frames = whole * _framed(_FRAME_BYTES) + (_framed(rest) if rest else 0)
         return frames + len(self._end(bytes(32 if self._sha256 else 4)))
 
+    def headers(self) -> dict[str, str]:
+        """Return the headers that tell of its form."""
+        return {
+            "Content-Encoding": "aws-chunked",
+            "Content-Length": str(self.framed_bytes),
+            "X-Amz-Decoded-Content-Length": str(self.size),
+            "X-Amz-Trailer": CHECKSUM + self.algorithm,
+        }
+
     def __iter__(self) -> Iterator[bytes | memoryview]:
         try:
-            room, remaining = 0, self.size
-            for chunk in self._chunks:
-                if len(chunk) > remaining:
-                    raise IntegrityError(f"a body went on after the {self.size} bytes that were announced")
-                if self._sha256 is None and self._known_crc32 is None:
-                    self.crc32 = zlib.crc32(chunk, self.crc32)
-                rest = chunk
-                while rest:
-                    if not room:
-                        room = min(_FRAME_BYTES, remaining)
-                        yield b"%x\r\n" % room
-                    piece = rest[:room]
-                    yield piece
-                    room -= len(piece)
-                    remaining -= len(piece)
-                    rest = rest[len(piece) :]
-                    if not room:
-                        yield b"\r\n"
-            if remaining:
-                raise IntegrityError(f"a body ended {remaining} bytes before the {self.size} that were announced")
-            if self._known_crc32 is not None:
-                self.crc32 = self._known_crc32()
-            yield self._end(bytes.fromhex(self._sha256()) if self._sha256 else self.crc32.to_bytes(4, "big"))
+            yield from self._pieces()
         except GeneratorExit:
             raise  # the connection broke, which is no fault of the body
         except BaseException as error:
             self.failure = error
             raise
 
+    def _pieces(self) -> Iterator[bytes | memoryview]:
+        room = 0
+        for chunk, remaining in self._measured():
+            if self._sha256 is None and self._known_crc32 is None:
+                self.crc32 = zlib.crc32(chunk, self.crc32)
+            rest = chunk
+            while rest:
+                if not room:
+                    room = min(_FRAME_BYTES, remaining + len(rest))
+                    yield b"%x\r\n" % room
+                piece = rest[:room]
+                yield piece
+                room -= len(piece)
+                rest = rest[len(piece) :]
+                if not room:
+                    yield b"\r\n"
+        if self._known_crc32 is not None:
+            self.crc32 = self._known_crc32()
+        yield self._end(bytes.fromhex(self._sha256()) if self._sha256 else self.crc32.to_bytes(4, "big"))
+
+    def _measured(self) -> Iterator[tuple[memoryview, int]]:
+        """Yield each chunk with how many bytes are to follow it; raise where there are more or fewer in all."""
+        remaining = self.size
+        for chunk in self._chunks:
+            if len(chunk) > remaining:
+                raise IntegrityError(f"a body went on after the {self.size} bytes that were announced")
+            remaining -= len(chunk)
+            yield chunk, remaining
+        if remaining:
+            raise IntegrityError(f"a body ended {remaining} bytes before the {self.size} that were announced")
+
     def _end(self, checksum: bytes) -> bytes:
         return b"0\r\n%s%s:%s\r\n\r\n" % (CHECKSUM.encode(), self.algorithm.encode(), base64.b64encode(checksum))
+
+
+class BareBody(Body):
+    """Chunks as they are, for stores that know no trailers; the last byte waits until all has been taken."""
+
+    payload = _UNSIGNED
+
+    def headers(self) -> dict[str, str]:
+        """See :meth:`Body.headers`."""
+        return {"Content-Length": str(self.size)}
+
+    def _pieces(self) -> Iterator[bytes | memoryview]:
+        md5, held = hashlib.md5(usedforsecurity=False), b""
+        for chunk, _ in self._measured():
+            yield held
+            md5.update(chunk)
+            held = bytes(chunk[-1:])
+            yield chunk[:-1]
+        self.md5 = md5.hexdigest()
+        yield held
 
 
 def _framed(size: int) -> int:

@@ -205,6 +205,7 @@ def test_a_store_that_never_takes_a_stream_is_given_up(bucket: Archive, strict: 
     assert (bucket.keys(), bucket.leftovers()) == ([], [])
 
 
+@pytest.mark.takes_no_checksums
 @pytest.mark.parametrize("size", [WHOLE, PARTS])
 @pytest.mark.parametrize(
     ("status", "code"),
