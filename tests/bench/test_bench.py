@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 import zlib
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import boto3
 import pytest
@@ -25,10 +26,18 @@ from bench.ends import BUCKET, PLAIN, PROJECT, TLS, Ends, Network
 from bench.engines import Job, Workload, ours, peers
 from bench.measure import EngineError, descendants, run
 from bench.wire import Link
+from include.archive.copy import archive_body
+from include.archive.errors import ContentConflictError
+from include.archive.stores.s3 import S3Store
+from include.archive.stores.s3_access import Credentials, Direct, address_of
+from include.recall.media import MediaClient, PartSource
+from include.recall.models import SignedLink
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from include.archive.copy import StoredPart
 
 SIZE = source.BLOCK + 5000  # so that a file is longer than what it is made of
 
@@ -193,6 +202,42 @@ def test_our_engine_delivers_to_a_real_store_that_checks_signatures(tmp_path: Pa
         (upload,) = (one for one in peers()[0] if one.name == "pure upload")
         run(upload.command(job), upload.environment(job))
         assert ends.stored().keys() == set(job.keys)
+        keeps_an_archive(ends)
+
+
+def keeps_an_archive(ends: GatewayEnds) -> None:
+    """A real gateway passes the trial, proves what it was given, and replaces nothing."""
+    keys = Credentials(ceph.KEY, ceph.KEY)
+    access = Direct(
+        address=str(address_of(BUCKET, "us-east-1", ends.sink)),
+        region="us-east-1",
+        keys=lambda: keys,
+        make_client=lambda: pytest.fail("no client is needed"),
+    )
+    store, folder = S3Store(bucket=BUCKET, prefix="archive", access=access), "dt=2026-03-04/recording=r1"
+    store.preflight(folder, replacing=True)
+    assert list(store.list()) == []
+
+    def archived(number: int) -> StoredPart:
+        url = ends.url(3 * 2**20, number)
+        media = MediaClient(allowed_hosts=[urlsplit(url).netloc])
+        return archive_body(
+            PartSource(media, SignedLink(url), lambda: SignedLink(url)),
+            store,
+            "participant=1/artifact-1/part-1",
+            folder=folder,
+            source_format="mp3",
+            ids={"part-id": str(number)},
+            duration=None,
+        )
+
+    part = archived(1)
+    assert part.verified_by == ["content-length", "store-checksum"]
+    with pytest.raises(ContentConflictError):
+        archived(2)
+    stored = client(ends).get_object(Bucket=BUCKET, Key=f"archive/{folder}/{part.key}")["Body"].read()
+    assert hashlib.sha256(stored).hexdigest() == part.sha256
+    assert client(ends).list_multipart_uploads(Bucket=BUCKET).get("Uploads", []) == []
 
 
 def test_the_cost_of_a_run_includes_what_it_started() -> None:
