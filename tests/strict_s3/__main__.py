@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--no-if-match", action="store_true", help="ignore If-Match on writes")
     parser.add_argument("--no-checksums", action="store_true", help="ignore x-amz-checksum-* and never return any")
     parser.add_argument("--no-trailers", action="store_true", help="refuse what is behind a body, and so the body")
+    parser.add_argument("--ceph-ids", action="store_true", help="give replies ids as Ceph's gateway does")
     parser.add_argument("--ceph", action="store_true", help="be as Ceph's gateway 16.2 is, in all of that")
     parser.add_argument("--policy", type=Path, help="an IAM policy document: what the one user may do")
     parser.add_argument("--tls", nargs=2, metavar=("CERTIFICATE", "KEY"), help="speak HTTPS")
@@ -47,7 +48,7 @@ def main() -> None:
         if_match=not options.no_if_match,
         checksums=not (options.no_checksums or options.ceph),
         trailers=not (options.no_trailers or options.ceph),
-        ceph=options.ceph,
+        ceph=options.ceph_ids or options.ceph,
         policy=Policy(json.loads(options.policy.read_text())) if options.policy else None,
         tls=tls,
     )

@@ -10,6 +10,7 @@ import math
 import os
 import random
 import re
+import secrets
 import threading
 import time
 import zlib
@@ -209,9 +210,10 @@ class S3Store:
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self._access = access
         self.buffer_bytes = buffer_bytes
-        self._wire = Wire(access) if access.is_plain else None
+        self._wire = self._first_wire = Wire(access) if access.is_plain else None
         self._form: type[Body] | None = Body if self._wire is not None else None
         self._heeds_on_completion = False
+        self._vouching = threading.Lock()
         self._boto3: Boto3 | None = None
         self._lock = threading.Lock()
 
@@ -228,8 +230,8 @@ class S3Store:
 
         A write on the condition that the object has an impossible ETag must be refused, and then leaves nothing behind.
         Only where it succeeds is there an object for ``If-None-Match`` to refuse; a store that heeds that one will do,
-        except for replacing. One that knows no trailers gets each object in one request, so it need not heed conditions
-        on completion.
+        except for replacing. Ceph's gateway gets each object in one request, so it need not heed conditions on
+        completion.
         """
         probe = f"{folder}/probe.bin"
         for operation, write in (("PutObject", self._probe_put), ("CompleteMultipartUpload", self._probe_upload)):
@@ -237,7 +239,7 @@ class S3Store:
             if heeds_match:
                 self._heeds_on_completion = operation != "PutObject"
                 continue
-            if operation != "PutObject" and self.form is not None and not self._takes_trailers(probe):
+            if operation != "PutObject" and self.form is BareBody and self._is_ceph:
                 continue
             if replacing and not ignored:
                 raise ConditionsIgnoredError(
@@ -547,48 +549,40 @@ class S3Store:
     @property
     def form(self) -> type[Body] | None:
         """How bodies are sent while they are read: with trailers, bare, or not at all."""
-        wire = self._wire
-        return BareBody if self._form is Body and wire is not None and wire.is_ceph else self._form
+        return BareBody if self._form is Body and self._is_ceph else self._form
+
+    @property
+    def _is_ceph(self) -> bool:
+        return self._first_wire is not None and self._first_wire.is_ceph
 
     def give_up_form(self, form: type[Body]) -> None:
         """Send no more bodies in a form that the store does not take; several threads may find that out."""
         if self.form is form:
             self._form = BareBody if form is Body else None
 
-    def _takes_trailers(self, probe: str) -> bool:
-        """Tell whether the store knows what is behind a body; nothing is stored where it does and heeds conditions."""
-        if self.form is not Body:
-            return False
-        try:
-            body = Body(iter([memoryview(b"\0")]), 1, lambda: hashlib.sha256(b"\0").hexdigest())
-            self._stream("PutObject", probe, body, {"If-Match": _NO_ETAG}, {})
-        except (AlreadyExistsError, ObjectMissingError):
-            return True
-        except (StorageError, StoredBytesDifferError) as error:
-            if _refuses_streams(error):
-                return False
-            raise
-        with suppress(StorageError):
-            self._delete(probe, {})
-        return True
-
     def vouch_for_uploads(self, key: str) -> None:
-        """Find out, once, whether uploads are completed on condition alone, which a preflight may have left open.
+        """Find out, once, whether uploads are completed on condition alone, where a preflight has left that open.
+
+        It leaves it open for Ceph's gateway, and whoever has lost the plain way to a bucket can't tell what that is.
 
         :param key: of an upload that is wanted.
         :raises ConditionsIgnoredError: when they aren't.
         """
-        if self._heeds_on_completion or self._wire is None:
+        if not (self._is_ceph or (self._wire is None and self._access.is_plain)):
             return
-        folder, slash, _ = key.rpartition("/")
-        _, ignored = self._heeds(f"{folder}{slash}probe.bin", self._probe_upload)
-        if ignored:
-            raise ConditionsIgnoredError(
-                f"{self.uri(key)}: of unknown length, or longer than 5 GiB, so it would take several requests; and the "
-                "store ignores conditions on the last of them, and could replace what is archived: use a newer version "
-                "of it for such objects"
-            )
-        self._heeds_on_completion = True
+        with self._vouching:
+            if self._heeds_on_completion:
+                return
+            folder, slash, _ = key.rpartition("/")
+            _, ignored = self._heeds(f"{folder}{slash}probe-{secrets.token_hex(8)}.bin", self._probe_upload)
+            if ignored:
+                raise ConditionsIgnoredError(
+                    f"{self.uri(key)}: its length is unknown, or more than 5 GiB, or only boto3 reaches the bucket, so "
+                    "it would take several requests; and the store ignores conditions on the last of them, and could "
+                    "replace what is archived: use a newer version of the store",
+                    permanent=self._wire is not None,
+                )
+            self._heeds_on_completion = True
 
     def _heeds(self, probe: str, write: Callable[[str, Mapping[str, str]], bool]) -> tuple[bool, bool]:
         """Tell whether writes heed ``If-Match``, and whether they ignore ``If-None-Match``; leave nothing behind."""
@@ -856,7 +850,9 @@ class S3Writer:
             threads.shutdown(wait=False)
 
     def _give_up_streams(self, error: ArchiveError) -> None:
-        if isinstance(error, StreamsRefusedError) or (not self._parts and _refuses_streams(error)):
+        # A bare body is as plain as what is collected, so whoever refuses it refuses that too.
+        is_refused = self._form is not BareBody and not self._parts and _refuses_streams(error)
+        if is_refused or isinstance(error, StreamsRefusedError):
             self._store.give_up_form(self._form or Body)
             raise UploadLostError(f"{error.message}; it is sent in another form instead") from error
 
@@ -930,12 +926,11 @@ class S3Writer:
         )
 
     def _create_upload(self) -> str:
+        self._store.vouch_for_uploads(self._key)
         self._upload_id = self._store.create_upload(self._key, media_type=self._media_type, metadata=self._metadata)
         return self._upload_id
 
     def _send_part(self) -> None:
-        if self._upload_id is None:
-            self._store.vouch_for_uploads(self._key)
         upload_id = self._upload_id or self._create_upload()
         part = self._store.upload_part(self._key, upload_id, len(self._parts) + 1, self._content())
         self._add_part(part, self._filled)

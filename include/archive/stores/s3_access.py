@@ -25,7 +25,6 @@ from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3 import exceptions as urllib3_errors
 from urllib3.util import Timeout
 from urllib3.util.ssl_ import create_urllib3_context
-from urllib3.util.wait import wait_for_read
 
 from include.archive.stores.base import READ_CHUNK
 
@@ -296,8 +295,7 @@ def exchanged(pool: HTTPConnectionPool, request: Any) -> Reply:
             if _QUICK_ACK is not None and request.method in {"GET", "POST"}:
                 # Ceph's gateway sends the headers of a reply, and the rest when these have been acknowledged.
                 sock.setsockopt(socket.IPPROTO_TCP, _QUICK_ACK, 1)
-            _await_reply(sock, getattr(request.body, "is_over", None))
-            reader = sock.makefile("rb")
+            reader = _begun_reply(sock, getattr(request.body, "is_over", None))
             reply, rest, is_whole = _reply(reader, request)
             if rest is not None:
                 is_lent = True
@@ -399,13 +397,28 @@ def _send(sock: socket.socket, data: Any, timeout: float | None, is_over: Callab
             raise TimeoutError("timed out")
 
 
-def _await_reply(sock: socket.socket, is_over: Callable[[], bool] | None) -> None:
-    """Wait until a reply begins, as long as somebody wants it; without ``is_over``, that is left to reading it."""
+def _begun_reply(sock: socket.socket, is_over: Callable[[], bool] | None) -> Any:
+    """Return what a reply is read from, when it has begun; without ``is_over``, waiting is left to reading it."""
+    if is_over is None:
+        return sock.makefile("rb")
     timeout = sock.gettimeout()
     end = math.inf if timeout is None else time.monotonic() + timeout
-    while is_over is not None and not wait_for_read(sock, _SLICE_SECONDS):
-        if is_over() or time.monotonic() > end:
-            raise TimeoutError("timed out")
+    sock.settimeout(_SLICE_SECONDS)
+    try:
+        while True:
+            reader = sock.makefile("rb")
+            try:
+                reader.peek()
+                return reader
+            except TimeoutError:
+                reader.close()  # one that has timed out can't be read again
+                if is_over() or time.monotonic() > end:
+                    raise
+            except BaseException:
+                reader.close()
+                raise
+    finally:
+        sock.settimeout(timeout)
 
 
 def _reply(reader: Any, request: Any) -> tuple[Reply, HTTPResponse | None, bool]:

@@ -368,6 +368,8 @@ class BareBody(Body):
     def _pieces(self) -> Iterator[bytes | memoryview]:
         md5, held = hashlib.md5(usedforsecurity=False), b""
         for chunk, _ in self._measured():
+            if not chunk:
+                continue
             yield held
             md5.update(chunk)
             held = bytes(chunk[-1:])

@@ -206,12 +206,10 @@ def _s3(client: Any, *, kind: str = "s3", way: str = "client", server: Process |
         "client": lambda: ClientAccess(client, BUCKET),
         "boto3": lambda: OnlyBoto3(client, BUCKET),
     }
-    store = S3Store(bucket=BUCKET, prefix=prefix, access=ways[way]())
-    store._heeds_on_completion = True  # as a preflight leaves it
     return Archive(
         kind=kind,
         proof="store-checksum",
-        store=store,
+        store=S3Store(bucket=BUCKET, prefix=prefix, access=ways[way]()),
         get=lambda key: client.get_object(Bucket=BUCKET, Key=f"{prefix}/{key}")["Body"].read(),
         put=put,
         keys=keys,

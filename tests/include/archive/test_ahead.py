@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 import time
 from contextlib import closing, suppress
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from bench.ends import certificates
 from include.archive import ahead, errors
 from include.archive import copy as copy_module
 from include.archive.ahead import Ahead, Lanes, Line
@@ -33,6 +35,8 @@ from tests.include.archive.support import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.strict_s3.process import Process
 
 KEY = f"{STEM}.ogg"
@@ -533,10 +537,15 @@ def test_ranges_that_do_not_say_what_they_belong_to_are_not_taken(archive: Archi
 class Hasty:
     """A store that answers a PUT as if all had come, after a part of the body, or never."""
 
-    def __init__(self, *, answers: bool) -> None:
+    def __init__(self, *, answers: bool, authority: Path | None = None) -> None:
         self._answers = answers
+        self._authority = authority
+        self._tls = None
+        if authority is not None:
+            self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._tls.load_cert_chain(authority.with_name("server.pem"))
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.url = f"http{'s' if self._tls else ''}://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
@@ -545,6 +554,8 @@ class Hasty:
                 threading.Thread(target=self._serve, args=(self._listener.accept()[0],), daemon=True).start()
 
     def _serve(self, conn: socket.socket) -> None:
+        if self._tls is not None:
+            conn = self._tls.wrap_socket(conn, server_side=True)
         replies = {
             "POST": (200, b"<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>"),
             "DELETE": (204, b""),
@@ -562,10 +573,9 @@ class Hasty:
                     threading.Event().wait(60)
                 if method == "PUT":
                     lines.read(100_000)
-                head = f'HTTP/1.1 {status} -\r\nETag: "1"\r\nContent-Length: {len(body)}\r\n\r\n'
-                conn.sendall(head.encode() + body)
-                if method == "PUT":
-                    return
+                head = f'HTTP/1.1 {status} -\r\nETag: "1"\r\nContent-Length: {len(body)}\r\n'
+                conn.sendall(f"{head}Connection: close\r\n\r\n".encode() + body)
+                return
 
     def store(self, seconds: float) -> S3Store:
         access = Direct(
@@ -574,6 +584,7 @@ class Hasty:
             keys=lambda: SimpleNamespace(access_key="a", secret_key="b", token=None),  # noqa: S106
             make_client=lambda: pytest.fail("no client is needed"),
             read_timeout=seconds,
+            verify=str(self._authority) if self._authority else True,
         )
         return S3Store(bucket="archive", prefix="", access=access)
 
@@ -593,10 +604,17 @@ def test_a_store_that_answers_before_it_has_all_is_not_believed(monkeypatch: pyt
         assert lanes.copies == 0
 
 
-@pytest.mark.parametrize("size", [500_000, s3_module.AHEAD_PART_BYTES + 500_000, 5 * SIZE])
-@pytest.mark.parametrize("ways", [4, 8])
-def test_a_stop_does_not_wait_for_a_store_that_takes_nothing_or_does_not_answer(ways: int, size: int) -> None:
-    with closing(Hasty(answers=False)) as server:
+@pytest.mark.parametrize(
+    ("ways", "size", "is_secure"),
+    [
+        *((ways, size, False) for ways in (4, 8) for size in (500_000, s3_module.AHEAD_PART_BYTES + 500_000, 5 * SIZE)),
+        (4, 500_000, True),
+    ],
+)
+def test_a_stop_does_not_wait_for_a_store_that_takes_nothing_or_does_not_answer(
+    tmp_path: Path, ways: int, size: int, is_secure: bool
+) -> None:
+    with closing(Hasty(answers=False, authority=certificates(tmp_path) if is_secure else None)) as server:
         bucket: Any = SimpleNamespace(store=server.store(50))
         stop = Stop()
         threading.Timer(1, stop.set).start()

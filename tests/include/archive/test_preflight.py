@@ -28,9 +28,11 @@ def test_a_good_store_passes_and_stays_as_it_was(archive: Archive) -> None:
     assert archive.leftovers() == []
 
 
-@pytest.mark.parametrize("flag", ["--no-conditions", "--no-conditions-on-complete"])
-def test_a_store_that_ignores_conditions_is_refused(flag: str) -> None:
-    with Process(flag, bucket=BUCKET, access_key="testing", secret_key="testing") as server:
+@pytest.mark.parametrize(
+    "flags", ["--no-conditions", "--no-conditions-on-complete", "--no-conditions-on-complete --no-trailers"]
+)
+def test_a_store_that_ignores_conditions_is_refused(flags: str) -> None:
+    with Process(*flags.split(), bucket=BUCKET, access_key="testing", secret_key="testing") as server:
         store = S3Store(bucket=BUCKET, prefix="audio", client=make_client(server.endpoint))
         with pytest.raises(errors.ConditionsIgnoredError) as caught:
             store.preflight(FOLDER)
