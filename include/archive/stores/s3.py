@@ -695,7 +695,8 @@ class S3Writer:
         self._parts: list[CompletedPartTypeDef] = []
         self._buffer = bytearray()
         self._filled = 0
-        self._form: type[Body] | None = None
+        self._form = Body
+        self._is_streamed = False
         self._md5: str | None = None
         self._committed: ObjectInfo | None = None
 
@@ -732,7 +733,7 @@ class S3Writer:
         """See :meth:`include.archive.stores.base.Writer.take`."""
         size, form = self._size or 0, self._store.form
         if size > self._store.buffer_bytes and form is not None and (form is Body or size <= MOST_BARE_BYTES):
-            self._form = form
+            self._form, self._is_streamed = form, True
             if form is Body and flow.ways > FEW_WAYS and size > AHEAD_PART_BYTES:
                 return self._take_side_by_side(flow, notes)
             if form is Body and size > WHOLE_BYTES:
@@ -822,7 +823,7 @@ class S3Writer:
         """Send the next bytes of a flow, as often as the flow can go back to where they begin."""
         flow.mark()
         while True:
-            body = (self._form or Body)(flow.chunks(count), count, sha256)
+            body = self._form(flow.chunks(count), count, sha256)
             try:
                 if flow.can_keep:
                     return self._carried(flow, count, send, sha256)
@@ -840,7 +841,7 @@ class S3Writer:
     ) -> _Sent:
         """Send the next bytes of a flow while those that follow are read and hashed."""
         threads = ThreadPoolExecutor(1, "courier")
-        courier = Courier(count, send, sha256, self._form or Body)
+        courier = Courier(count, send, sha256, self._form)
         try:
             courier.start(threads)
             courier.carry(flow, is_all_wanted=False)
@@ -853,7 +854,7 @@ class S3Writer:
         # A bare body is as plain as what is collected, so whoever refuses it refuses that too.
         is_refused = self._form is not BareBody and not self._parts and _refuses_streams(error)
         if is_refused or isinstance(error, StreamsRefusedError):
-            self._store.give_up_form(self._form or Body)
+            self._store.give_up_form(self._form)
             raise UploadLostError(f"{error.message}; it is sent in another form instead") from error
 
     def commit(self, metadata: Mapping[str, str]) -> ObjectInfo:
@@ -893,7 +894,7 @@ class S3Writer:
         self._committed = info = self._store.stat(self._key)
         if info is None:
             raise StorageUnavailableError(f"{self._store.uri(self._key)}: not there although it was just stored")
-        if self._form is not None and info.size != self._size:
+        if self._is_streamed and info.size != self._size:
             self._store.give_up_form(self._form)
             self.withdraw()
             raise UploadLostError(f"{self._store.uri(self._key)}: the store doesn't understand streams")
